@@ -1,0 +1,97 @@
+# The two commands of the README are `make reproduce` and `make test`; `make help` lists the others.
+# Every target sets up what it needs by itself: Python 3.11 or newer, git and make are enough.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+# The interpreter that makes the environment, for example PYTHON=/opt/python3.12/bin/python3. Found by itself when empty.
+PYTHON ?=
+# The knobs of `make reproduce`: RATIO=0.5, ARGS="-p seed 3 -p method sfp".
+RATIO ?= 0.7
+ARGS ?=
+# Options for pytest: `make test PYTEST="-k fuse -x"`.
+PYTEST ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.companion-stamp
+BOOK := $(PY) -c 'from jupyter_book.cli.main import main; main()' build _build/book-source --path-output . -q
+
+# The kernel "python3" must be the environment's own: a kernel of that name in the user's or the system's Jupyter folders
+# would run another interpreter, and a user's IPython start-up files would change what a cell prints.
+export JUPYTER_DATA_DIR := $(CURDIR)/_build/jupyter/data
+export JUPYTER_CONFIG_DIR := $(CURDIR)/_build/jupyter/config
+export IPYTHONDIR := $(CURDIR)/_build/jupyter/ipython
+export JUPYTER_PREFER_ENV_PATH := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Notebooks are compared from their own folder, so a relative root of the images is made absolute here.
+ifneq ($(BPL_DATA),)
+export BPL_DATA := $(abspath $(BPL_DATA))
+endif
+unexport JUPYTER_PATH PYTHONHOME PYTHONPATH
+
+.PHONY: help setup reproduce test test-long book clean
+
+help:
+	@echo 'make reproduce   run notebooks/ucm.ipynb at one pruning ratio and build the book with that run in it'
+	@echo '                 (RATIO=0.5, ARGS="-p seed 3 -p method sfp" change the run)'
+	@echo 'make test        all tests, the notebooks compared cell by cell with their committed outputs included'
+	@echo 'make test-long   the tests that take minutes'
+	@echo 'make book        build the book from the committed notebooks, warnings being errors'
+	@echo 'make setup       only make the environment in $(VENV)'
+	@echo 'make clean       remove _build: the book, your executed notebooks, checkpoints of unfinished runs'
+
+# The environment is made anew when it does not start (another machine, a removed Python), and its packages are installed
+# again when pyproject.toml, constraints.txt or the folder of the checkout has changed since the stamp was written.
+setup:
+	@mkdir -p '$(IPYTHONDIR)'
+	@set -e; \
+	if ! $(PY) -c 'import sys' 2>/dev/null; then \
+	    python=''; \
+	    for candidate in $(if $(PYTHON),$(PYTHON),python3.11 python3 python3.12 python3.13 python); do \
+	        if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$candidate; break; fi; \
+	    done; \
+	    if [ -z "$$python" ]; then \
+	        echo 'No Python 3.11 or newer was found$(if $(PYTHON), as PYTHON=$(PYTHON)). Install one, or name it: make setup PYTHON=/path/to/python3.11' >&2; \
+	        exit 1; \
+	    fi; \
+	    echo "==> Making the environment in $(VENV) with $$($$python -V)"; \
+	    if ! $$python -m venv --clear $(VENV); then \
+	        echo "$$python cannot make a virtual environment here; on Debian and Ubuntu the package python3-venv is missing." >&2; \
+	        exit 1; \
+	    fi; \
+	fi; \
+	state=$$(printf '%s ' '$(CURDIR)'; cat pyproject.toml constraints.txt | cksum); \
+	if [ "$$state" != "$$(cat $(STAMP) 2>/dev/null)" ]; then \
+	    echo '==> Installing the library and its tools into $(VENV) (some minutes the first time)'; \
+	    $(PY) -m pip install -qq -c constraints.txt -e '.[export,book,test]'; \
+	    printf '%s\n' "$$state" > $(STAMP); \
+	fi
+
+reproduce: setup
+	@echo '==> Running notebooks/ucm.ipynb with ratio $(RATIO)$(if $(ARGS), and $(ARGS))'
+	@$(PY) -m papermill notebooks/ucm.ipynb _build/ucm.ipynb -k python3 --log-output --no-progress-bar -p ratio $(RATIO) $(ARGS)
+	@echo '==> Building the book with your run in it'
+	@rm -rf _build/html _build/.doctrees
+	@$(PY) book/stage.py --executed _build
+	@$(BOOK) > _build/book.log
+	@echo '==> Done. Open this page in a browser:'
+	@echo '_build/html/notebooks/ucm.html'
+
+test: setup
+	@echo '==> Running the tests and comparing the notebooks with their committed outputs'
+	@$(PY) -m pytest --nbval $(PYTEST)
+
+test-long: setup
+	@echo '==> Running the tests that take minutes'
+	@$(PY) -m pytest -m slow $(PYTEST)
+
+book: setup
+	@echo '==> Building the book from the committed notebooks'
+	@rm -rf _build/html _build/.doctrees
+	@$(PY) book/stage.py
+	@$(BOOK) -W -n --keep-going > _build/book.log
+	@echo '==> Done. Open this page in a browser:'
+	@echo '_build/html/index.html'
+
+clean:
+	@rm -rf _build

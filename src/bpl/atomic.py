@@ -1,0 +1,61 @@
+"""Write a file whole or not at all.
+
+A record, a cache entry or a model that is half written is worse than none: the next run would trust it. Everything goes
+into a temporary file in the same folder (the same file system, so that the rename is one step), is flushed to the disk
+and takes the final name only then.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+Buffer = bytes | bytearray | memoryview
+
+
+def write_atomic(path: str | Path, data: Buffer | Iterable[Buffer]) -> None:
+    """Write ``data`` to ``path``; on any error the old file stays as it was and no temporary file is left.
+
+    Args:
+        path: The file to write. Its folder must exist.
+        data: The content, as one buffer or as several that are written one after the other (which spares a copy where
+            a header precedes gigabytes of pixels).
+
+    Raises:
+        OSError: The folder is missing or read-only, or the disk is full.
+    """
+    path = Path(path)
+    buffers = (data,) if isinstance(data, Buffer) else data
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            for buffer in buffers:
+                file.write(buffer)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes the file private; give it the mode an ordinary open() would have given.
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:  # KeyboardInterrupt included: nothing half-written stays
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    _sync_folder(path.parent)
+
+
+def _umask() -> int:
+    """The process's file mode mask, which can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself survive a power cut, where the platform can open a folder for that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

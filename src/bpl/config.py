@@ -1,0 +1,256 @@
+"""The knobs of one run. Only `dataset` and `method` are required; what is left None is filled by the tier.
+
+A key that does not exist, or a value that is not allowed, is an error that names the allowed ones.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bpl.data.batches import POLICIES as AUGMENTATIONS
+from bpl.data.catalog import CARDS
+from bpl.diversity import FORMS
+from bpl.models import NAMES as ARCHITECTURES
+from bpl.pruning.criteria import CRITERIA
+from bpl.pruning.masks import SCOPES
+
+METHODS = ("dense", "scratch", "bpl", "l1", "sfp", "fpgm", "random")
+MASKS = ("soft", "hard", "released")
+SCHEDULES = ("one-cycle", "released")
+PRECISIONS = ("float32", "bf16")
+SPLITS = ("protocol", "paper", "aitlas")
+DEVICES = ("auto", "cpu", "cuda")
+
+# What a tier fills in where the config says None.
+TIERS: dict[str, dict[str, Any]] = {
+    # live in notebooks and CI: about a minute on 2 cores
+    "quick": dict(
+        arch="resnet18", width=16, image_size=64, epochs=8, batch_size=64, schedule="one-cycle", learning_rate=0.1,
+        weight_decay=5e-4, augmentation="crop-flip", precision="bf16", diversity_weight=1.0,
+    ),
+    # the recorded tables without a GPU: minutes a run
+    "cpu": dict(
+        arch="resnet18", width=32, image_size=64, epochs=60, batch_size=64, schedule="one-cycle", learning_rate=0.1,
+        weight_decay=5e-4, augmentation="crop-flip", precision="bf16", diversity_weight=1.0,
+    ),
+    # the paper's own scale, with the released code's schedule and weight of the diversity loss
+    "paper": dict(
+        arch="resnet50", width=None, image_size=256, epochs=300, batch_size=64, schedule="released",
+        learning_rate=1e-3, weight_decay=1e-4, augmentation="released", precision="bf16", diversity_weight=0.01,
+    ),
+}  # fmt: skip
+
+# What a method fills in where the config says None: criterion, mask, and the share of the epochs after which it freezes.
+_PRUNING: dict[str, dict[str, Any]] = {
+    "bpl": dict(criterion="l2", mask="soft", freeze_at=0.3),
+    "l1": dict(criterion="l1", mask="hard", freeze_at=0.5),
+    "random": dict(criterion="random", mask="hard", freeze_at=0.5),
+    "sfp": dict(criterion="l2", mask="soft", freeze_at=0.8),
+    "fpgm": dict(criterion="fpgm", mask="soft", freeze_at=0.8),
+}
+
+# Fields that only some methods read; elsewhere they are set to None so that they do not split one run into two.
+_ONLY_FOR: dict[str, tuple[str, ...]] = {
+    "criterion": tuple(_PRUNING),
+    "mask": tuple(_PRUNING),
+    "mask_every": tuple(_PRUNING),
+    "freeze_at": tuple(_PRUNING),
+    "slim_at_freeze": tuple(_PRUNING),
+    "diversity_weight": ("bpl",),
+    "diversity_form": ("bpl",),
+    "scope": tuple(m for m in METHODS if m != "dense"),
+    "round_to": tuple(m for m in METHODS if m != "dense"),
+}
+
+_NOT_IDENTITY = ("device",)  # where a run was computed is in its record, but does not make it another run
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run.
+
+    Attributes:
+        dataset: a data set's name (ucm, nwpu-21, aid, synthetic, ...) or the path of a class-folder tree.
+        method: dense, scratch (the narrow network from scratch), bpl, l1, sfp, fpgm or random.
+        arch: network, a name of `bpl.models.NAMES`.
+        ratio: share of the filters removed per layer, in [0, 1); 0 for dense.
+        seed: seed of the split, the weights, the order of the batches and the augmentation.
+        tier: quick, cpu or paper: what the fields left None are filled from.
+        epochs: passes over the training part.
+        data: auto (real images where found, else drawn scenes), real, synthetic, or the folder that holds the data sets.
+        split: protocol (70 % training, 10 % validation, 20 % test), paper (80/20) or aitlas (60/20/20 from files).
+        image_size: height and width in pixels.
+        width: filters of the first stage; None for the network's published width.
+        batch_size: images a step.
+        schedule: one-cycle, or released (a tenth of the rate at half and at three quarters of the epochs).
+        learning_rate: the highest rate of the schedule.
+        momentum: of SGD.
+        weight_decay: L2 penalty on all parameters.
+        label_smoothing: share of the target spread over all classes, in [0, 1).
+        augmentation: none, flip, released, crop-flip or nadir.
+        precision: float32, or bf16 (autocast; weights stay float32).
+        criterion: how filters are ranked, a key of `bpl.pruning.CRITERIA`.
+        scope: inner, or all (groups tied by additions too).
+        round_to: multiple that kept widths are rounded to.
+        mask: soft (re-ranked until the freeze, pruned filters may come back), hard (ranked once, at the freeze) or
+            released (as the released BPL code: ranked after the first epoch, the partner's gradients and the batch
+            normalisation not masked).
+        mask_every: epochs between two rankings of a soft mask.
+        freeze_at: share of the epochs after which masks no longer change, in (0, 1].
+        slim_at_freeze: train on the physically smaller network from the freeze on (the same function, cheaper).
+        diversity_weight: factor of the diversity loss; 0.01 in the released code.
+        diversity_form: a key of `bpl.diversity.FORMS`.
+        device: auto, cpu or cuda.
+
+    Raises:
+        ValueError: a value that is not allowed, with those that are.
+    """
+
+    dataset: str
+    method: str
+    arch: str | None = None
+    ratio: float = 0.7
+    seed: int = 0
+    tier: str = "cpu"
+    epochs: int | None = None
+    data: str = "auto"
+    split: str = "protocol"
+    image_size: int | None = None
+    width: int | None = None
+    batch_size: int | None = None
+    schedule: str | None = None
+    learning_rate: float | None = None
+    momentum: float = 0.9
+    weight_decay: float | None = None
+    label_smoothing: float = 0.0
+    augmentation: str | None = None
+    precision: str | None = None
+    criterion: str | None = None
+    scope: str | None = "inner"
+    round_to: int | None = 1
+    mask: str | None = None
+    mask_every: int | None = 1
+    freeze_at: float | None = None
+    slim_at_freeze: bool | None = True
+    diversity_weight: float | None = None
+    diversity_form: str | None = "stage-cosine"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        _one_of("tier", self.tier, tuple(TIERS))
+        _one_of("method", self.method, METHODS)
+        filled = TIERS[self.tier] | _PRUNING.get(self.method, {})
+        if self.arch not in (None, filled["arch"]):
+            filled = filled | {"width": None}  # a tier's width belongs to its own network
+        for name, value in filled.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        for name, methods in _ONLY_FOR.items():
+            if self.method not in methods:
+                object.__setattr__(self, name, None)
+        if self.method == "dense":
+            object.__setattr__(self, "ratio", 0.0)
+        self._check()
+
+    def _check(self) -> None:
+        if self.dataset not in CARDS and not Path(self.dataset).is_dir():
+            raise ValueError(
+                f"unknown data set {self.dataset!r}: allowed are {', '.join(CARDS)}, or a folder with one folder a class"
+            )
+        if self.data not in ("auto", "real", "synthetic") and not Path(self.data).is_dir():
+            raise ValueError(f"data is {self.data!r}: allowed are auto, real, synthetic, or an existing folder")
+        _one_of("network", self.arch, ARCHITECTURES)
+        _one_of("split", self.split, SPLITS)
+        _one_of("schedule", self.schedule, SCHEDULES)
+        _one_of("augmentation", self.augmentation, AUGMENTATIONS)
+        _one_of("precision", self.precision, PRECISIONS)
+        _one_of("device", self.device, DEVICES)
+        if self.criterion is not None:
+            _one_of("criterion", self.criterion, tuple(CRITERIA))
+            _one_of("mask", self.mask, MASKS)
+        if self.scope is not None:
+            _one_of("scope", self.scope, SCOPES)
+        if self.diversity_form is not None:
+            _one_of("diversity form", self.diversity_form, tuple(FORMS))
+        _within("ratio", self.ratio, 0, 1)
+        _within("label_smoothing", self.label_smoothing, 0, 1)
+        _within("momentum", self.momentum, 0, 1)
+        if self.freeze_at is not None and not 0 < self.freeze_at <= 1:
+            raise ValueError(f"freeze_at is {self.freeze_at}: it must be more than 0 and at most 1")
+        for name, least in (("epochs", 1), ("batch_size", 2), ("image_size", 32), ("width", 1), ("seed", 0)):
+            _whole(name, getattr(self, name), least)
+        for name in ("round_to", "mask_every"):
+            _whole(name, getattr(self, name), 1)
+        for name in ("learning_rate", "weight_decay", "diversity_weight"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise ValueError(f"{name} is {value!r}: it must be a number of at least 0")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "RunConfig":
+        """A config from a mapping, as in a grid file or a record.
+
+        Raises:
+            ValueError: an unknown key (the allowed ones are named), a missing one, or a value that is not allowed.
+        """
+        names = [f.name for f in dataclasses.fields(cls)]
+        for key in values:
+            if key not in names:
+                raise ValueError(f"unknown key {key!r} with value {values[key]!r}: allowed are {', '.join(names)}")
+        for key in ("dataset", "method"):
+            if key not in values:
+                raise ValueError(f"the config {values!r} lacks the key {key!r}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, by name, as in a record."""
+        return dataclasses.asdict(self)
+
+    def identity(self, source: str) -> str:
+        """Hash of all that makes this run the run it is.
+
+        Args:
+            source: "real" or "synthetic": what images the run used.
+
+        Returns:
+            8 hex digits. Two runs with the same identity give the same numbers up to rounding.
+        """
+        fields = {k: v for k, v in self.to_dict().items() if k not in (*_NOT_IDENTITY, "data", "tier")}
+        text = json.dumps(fields | {"source": source}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def run_name(self, source: str) -> str:
+        """File name of the run's record without its ending, such as ``bpl-resnet18-r0.70-s0-1a2b3c4d``."""
+        return f"{self.method}-{self.arch}-r{self.ratio:.2f}-s{self.seed}-{self.identity(source)}"
+
+    def command(self) -> str:
+        """The command that makes this run: what differs from the tier's and method's defaults."""
+        plain = RunConfig(dataset=self.dataset, method=self.method, tier=self.tier)
+        tier = f" --tier {self.tier}" if self.tier != RunConfig.tier else ""
+        words = [f"bpl run --dataset {self.dataset} --method {self.method}{tier}"]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            always = field.name in ("ratio", "seed") and not (field.name == "ratio" and self.method == "dense")
+            if field.name in ("dataset", "method", "tier", *_NOT_IDENTITY) or value is None:
+                continue
+            if always or value != getattr(plain, field.name):
+                words.append(f"--{field.name.replace('_', '-')} {value}")
+        return " ".join(words)
+
+
+def _one_of(what: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"unknown {what} {value!r}: allowed are {', '.join(allowed)}")
+
+
+def _within(what: str, value: Any, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < high:
+        raise ValueError(f"{what} is {value!r}: it must be at least {low} and less than {high}")
+
+
+def _whole(what: str, value: Any, least: int) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        raise ValueError(f"{what} is {value!r}: it must be a whole number of at least {least}")

@@ -1,0 +1,109 @@
+"""Keep decoded pixels between runs, checked.
+
+One file per (listing, image size): a line of JSON, then the raw pixels. The key covers names, sizes and times
+of the images, so a changed folder never meets an old cache; the SHA-256 of the pixels is checked at every load, so a
+damaged file is never trained on. A cache that cannot be read or written costs time, never the run.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from bpl.atomic import write_atomic
+
+_FORMAT = 1  # raise it whenever decoding changes: old entries are then not found
+
+
+def cache_folder() -> Path:
+    """Where decoded pixels are kept: ``$BPL_CACHE``, else ``~/.cache/bpl``."""
+    return Path(os.environ.get("BPL_CACHE") or "~/.cache/bpl").expanduser()
+
+
+def cache_key(**parts: object) -> str:
+    """Name a cache entry by everything that its pixels depend on.
+
+    Args:
+        **parts: JSON-serialisable facts (listing, image size, ...).
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    return hashlib.sha256(json.dumps([_FORMAT, parts], sort_keys=True).encode()).hexdigest()
+
+
+def load(name: str, key: str) -> tuple[np.ndarray, str] | None:
+    """Read cached pixels.
+
+    Args:
+        name: Data set name, for the file name.
+        key: From `cache_key`.
+
+    Returns:
+        The pixels (uint8, N x 3 x H x W, writable) and their SHA-256, or ``None`` where there is no sound entry. A
+        corrupt one is remarked upon in one sentence on stderr.
+    """
+    path = _entry(name, key)
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.readline(4096))
+            shape = tuple(header["shape"])
+            if header["key"] != key or len(shape) != 4:
+                raise ValueError("its header belongs to other images")
+            if os.fstat(file.fileno()).st_size != file.tell() + int(np.prod(shape, dtype=np.int64)):
+                raise ValueError("its length is wrong")
+            pixels = np.empty(shape, dtype=np.uint8)
+            # An unbuffered read may return less than asked for (2 GiB at most on Linux): the digest is the check, but a
+            # short read must not be taken for corruption.
+            view = memoryview(pixels).cast("B")
+            filled = 0
+            while filled < len(view) and (count := file.readinto(view[filled:])):
+                filled += count
+        digest = hashlib.sha256(pixels).hexdigest()
+        if digest != header["sha256"]:
+            raise ValueError("its SHA-256 does not match")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, MemoryError) as error:
+        _say(f"cache file '{path}' is not usable ({error}); decoding the images again.")
+        return None
+    return pixels, digest
+
+
+def store(name: str, key: str, pixels: np.ndarray) -> str:
+    """Keep pixels for the next run; where that fails, say so on stderr and go on.
+
+    Args:
+        name: Data set name, for the file name.
+        key: From `cache_key`.
+        pixels: uint8, N x 3 x H x W, contiguous.
+
+    Returns:
+        The SHA-256 of the pixels.
+    """
+    path = _entry(name, key)
+    digest = hashlib.sha256(pixels).hexdigest()
+    header = json.dumps({"key": key, "shape": pixels.shape, "sha256": digest}).encode() + b"\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # a corrupt entry must not take the room of its successor
+            path.unlink()
+        write_atomic(path, (header, memoryview(pixels).cast("B")))
+    except OSError as error:
+        _say(f"decoded images are not kept in '{path.parent}' ({error.strerror or error}); the next run decodes again.")
+    return digest
+
+
+def _entry(name: str, key: str) -> Path:
+    """The file of one entry; the name is there for people, the key makes it unique."""
+    readable = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in name)[:40]
+    return cache_folder() / f"{readable}-{key[:24]}.pixels"
+
+
+def _say(sentence: str) -> None:
+    """Tell the user on stderr; not a Python warning, which a strict caller would turn into an error."""
+    print(f"bpl: {sentence}", file=sys.stderr)

@@ -1,0 +1,238 @@
+"""Class-folder trees: find the root, list the images, decode them all to one size.
+
+The layout is the usual one, a folder per class with the images directly in it. Decoding goes through Pillow:
+torchvision's own decoders are missing beside a CPU-only torch.
+"""
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from bpl.data.catalog import Card, DataError
+
+SUFFIXES = frozenset({".tif", ".tiff", ".jpg", ".jpeg", ".png"})
+
+# Scene images have some 0.1 megapixels. Pillow's own limit (179 megapixels, an error) lets one file take a gigabyte.
+MAX_PIXELS = 50_000_000
+
+_WORKERS = min(8, os.cpu_count() or 2)  # Pillow releases the interpreter lock while it decodes and resizes
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images below one folder.
+
+    Args:
+        folder: The folder that holds the class folders.
+        classes: Names of the class folders, sorted.
+        files: ``class/filename`` of every image, sorted by class, then by name.
+        labels: Index into ``classes`` of every image.
+        stamps: Size in bytes and modification time in ns of every file.
+    """
+
+    folder: Path
+    classes: tuple[str, ...]
+    files: tuple[str, ...]
+    labels: tuple[int, ...]
+    stamps: tuple[tuple[int, int], ...]
+
+
+def roots(data: str | Path | None = None) -> tuple[Path, ...]:
+    """The data roots to look in, in order: the argument, ``$BPL_DATA``, ``data/`` of the checkout.
+
+    Args:
+        data: A root given by the caller. It then is the only one: a mistyped path must not be passed over.
+
+    Returns:
+        The roots, which may or may not exist.
+    """
+    if data is not None:
+        return (Path(data).expanduser(),)
+    found = [Path(os.environ["BPL_DATA"]).expanduser()] if os.environ.get("BPL_DATA") else []
+    checkout = Path(__file__).resolve().parents[3]
+    found.append((checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()) / "data")
+    return tuple(found)
+
+
+def find_folder(card: Card, candidates: Sequence[Path]) -> tuple[Path, Path] | None:
+    """Find the class folders of a data set.
+
+    Args:
+        card: The data set.
+        candidates: Data roots, or the folder of class folders itself.
+
+    Returns:
+        The data root and the folder that holds the class folders, or ``None``.
+    """
+    for root in candidates:
+        # Any folder of folders would do as a set without known classes: the root itself has to bear the set's name.
+        itself = (".",) if card.classes is not None or root.name in card.folders else ()
+        for relative in (*card.folders, *itself):
+            folder = root / relative
+            names = [name for name in _subfolders(folder) if card.classes is None or name in card.classes]
+            if any(_images(folder / name) for name in names):
+                return root, folder
+    return None
+
+
+def list_images(folder: Path, classes: Sequence[str] | None = None) -> Listing:
+    """List the images of a class-folder tree in an order that no file system changes.
+
+    Hidden files and folders, and files that are no images by their extension (``Thumbs.db``, ``readme.txt``), are
+    passed over.
+
+    Args:
+        folder: The folder that holds the class folders.
+        classes: The class folders to take; ``None`` takes all that are there.
+
+    Returns:
+        The listing.
+
+    Raises:
+        DataError: The folder is missing, has fewer than two classes, lacks one of ``classes``, or a class is empty.
+    """
+    if not folder.is_dir():
+        raise DataError(f"'{folder}' is not a folder; give the folder that holds one folder of images per class.")
+    present = _subfolders(folder)
+    if classes is None:
+        classes = present
+    elif missing := sorted(set(classes) - set(present)):
+        raise DataError(f"'{folder}' lacks {len(missing)} of {len(classes)} class folders: {', '.join(missing)}.")
+    if len(classes) < 2:
+        raise DataError(
+            f"'{folder}' holds {len(classes)} class folders ({', '.join(classes) or 'none'}); "
+            "a classifier needs at least 2, each a folder of images."
+        )
+    files: list[str] = []
+    labels: list[int] = []
+    stamps: list[tuple[int, int]] = []
+    for label, name in enumerate(sorted(classes)):
+        entries = _images(folder / name)
+        if not entries:
+            raise DataError(
+                f"class folder '{folder / name}' holds no images; allowed are {', '.join(sorted(SUFFIXES))} files."
+            )
+        for entry in entries:
+            status = entry.stat()
+            files.append(f"{name}/{entry.name}")
+            labels.append(label)
+            stamps.append((status.st_size, status.st_mtime_ns))
+    return Listing(folder, tuple(sorted(classes)), tuple(files), tuple(labels), tuple(stamps))
+
+
+def decode_all(listing: Listing, image_size: int, progress: bool = True) -> np.ndarray:
+    """Decode every image of a listing to square RGB.
+
+    Args:
+        listing: The images.
+        image_size: Height and width of the result, in pixels.
+        progress: Show a bar on stderr.
+
+    Returns:
+        uint8, N x 3 x image_size x image_size.
+
+    Raises:
+        DataError: A file is truncated, no image, or too large; the message names it.
+    """
+    pixels = np.empty((len(listing.files), 3, image_size, image_size), dtype=np.uint8)
+
+    def decode_one(index: int) -> None:
+        pixels[index] = decode(listing.folder / listing.files[index], image_size).transpose(2, 0, 1)
+
+    pool = ThreadPoolExecutor(_WORKERS)
+    # Filters belong to the process, not to a thread: set them once around the pool, never inside it.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # odd EXIF; large images, for which `decode` has its limit
+        try:
+            done = pool.map(decode_one, range(len(listing.files)))
+            for _ in tqdm(
+                done, total=len(listing.files), desc="decode", unit="image", disable=not progress, file=sys.stderr
+            ):
+                pass
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C the rest is not worth decoding
+    return pixels
+
+
+def decode(path: Path, image_size: int) -> np.ndarray:
+    """Decode one image: upright, RGB, shorter side resized to ``image_size`` with antialiasing, centre crop.
+
+    Args:
+        path: The file.
+        image_size: Height and width of the result, in pixels.
+
+    Returns:
+        uint8, image_size x image_size x 3.
+
+    Raises:
+        DataError: The file is truncated, no image, or has more than ``MAX_PIXELS`` pixels.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size  # known from the header, before any pixel is decoded
+            if width * height <= MAX_PIXELS:
+                return _to_square(_to_rgb(ImageOps.exif_transpose(image)), image_size)
+    except Image.DecompressionBombError as error:
+        raise DataError(f"image '{path}' is refused: {error}") from error
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ... on damaged files
+        raise DataError(f"image '{path}' cannot be decoded: {error}.") from error
+    raise DataError(f"image '{path}' has {width} x {height} pixels; at most {MAX_PIXELS:,} are allowed.")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any of Pillow's modes to RGB without Pillow's silent clipping of deep images."""
+    if image.mode.startswith("I"):  # 16-bit grey: 'I;16', 'I;16B', or widened to 'I'
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"grey values {values.min()}..{values.max()}, allowed are 0..65535")
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        values = np.asarray(image)
+        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 255):
+            raise ValueError(f"grey values {values.min()}..{values.max()}, allowed are 0..1 or 0..255")
+        scale = 255 if values.max() <= 1 else 1
+        return Image.fromarray((values * scale + 0.5).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        # Where nothing was seen, orthophotos are black; dropping alpha would show whatever colours lie beneath it.
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_square(image: Image.Image, image_size: int) -> np.ndarray:
+    """Take the central square and resize it, antialiased, in one step (no huge intermediate for a 1 x 10000 strip)."""
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    box = (left, top, left + side, top + side)
+    resized = image.resize((image_size, image_size), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(resized)
+
+
+def _subfolders(folder: Path) -> list[str]:
+    """Names of the visible folders directly in ``folder``, sorted; empty where there is no such folder."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return sorted(
+            entry.name for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__MACOSX"))
+        )
+
+
+def _images(folder: Path) -> list[os.DirEntry]:
+    """The visible image files directly in ``folder``, sorted by name."""
+    with os.scandir(folder) as entries:
+        images = [
+            entry
+            for entry in entries
+            if not entry.name.startswith(".") and Path(entry.name).suffix.lower() in SUFFIXES and entry.is_file()
+        ]
+    return sorted(images, key=lambda entry: entry.name)

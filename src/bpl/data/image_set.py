@@ -1,0 +1,205 @@
+"""Load a data set by name: real images where they are found, drawn scenes where not, and always said which."""
+
+import hashlib
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import PIL
+import torch
+
+from bpl.data import cache, folders
+from bpl.data.catalog import CARDS, Card, DataError
+
+_SIZES = (8, 1024)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A whole data set in memory.
+
+    Args:
+        name: The data set asked for, or the folder's name.
+        source: ``"real"`` or ``"synthetic"``.
+        images: uint8, N x 3 x H x W.
+        labels: int64, N, indices into ``classes``.
+        classes: Class names, sorted for real images.
+        files: ``class/filename`` of every image, unique.
+        digest: SHA-256 over files, labels and pixels, in hex.
+        mean: Per-channel mean, 0..1.
+        std: Per-channel standard deviation, 0..1.
+        root: The data root the images were found in; ``None`` for drawn scenes.
+    """
+
+    name: str
+    source: str
+    images: torch.Tensor
+    labels: torch.Tensor
+    classes: tuple[str, ...]
+    files: tuple[str, ...]
+    digest: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    root: Path | None
+
+    def to(self, device: torch.device | str) -> "ImageSet":
+        """The same set with pixels and labels on a device."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+
+def load_images(dataset: str, image_size: int, data: str | Path = "auto", progress: bool = True) -> ImageSet:
+    """Load a data set at one image size.
+
+    Args:
+        dataset: A name from `CARDS`, or a path to a folder that holds one folder of images per class.
+        image_size: Height and width in pixels.
+        data: ``"auto"`` (real images where found, else drawn scenes, with a line on stdout), ``"real"``,
+            ``"synthetic"``, or a path to a data root.
+        progress: Show a bar on stderr while decoding.
+
+    Returns:
+        The images, decoded now or taken from the cache.
+
+    Raises:
+        DataError: Unknown name, images not found, or images that cannot be used.
+    """
+    lowest, highest = _SIZES
+    if isinstance(image_size, bool) or not isinstance(image_size, int) or not lowest <= image_size <= highest:
+        raise DataError(
+            f"image_size is {image_size!r}; allowed are whole numbers of pixels from {lowest} to {highest}."
+        )
+    card = CARDS.get(dataset)
+    if card is None and not Path(dataset).expanduser().is_dir():
+        raise DataError(
+            f"unknown dataset {dataset!r}; allowed are {', '.join(CARDS)}, or a path to a folder of class folders."
+        )
+    if dataset == "synthetic" or data == "synthetic":
+        return _load_synthetic(dataset if card else Path(dataset).expanduser().resolve().name, image_size)
+    if card is None:
+        folder = Path(dataset).expanduser().resolve()
+        return _load_real(folder.name, folder, folder, None, image_size, progress)
+    explicit = None if data in ("auto", "real") else data
+    candidates = folders.roots(explicit)
+    if explicit is not None and not candidates[0].is_dir():
+        raise DataError(f"data is {str(data)!r}; allowed are auto, real, synthetic, or an existing folder.")
+    found = folders.find_folder(card, candidates)
+    if found is not None:
+        return _load_real(card.name, *found, card, image_size, progress)
+    if data == "auto":
+        # No path in this line: committed notebook outputs are compared word by word on other machines.
+        print(
+            f"bpl: no images of '{card.name}' were found, so this run uses drawn scenes (source: synthetic); "
+            "set BPL_DATA to the folder that holds the real ones."
+        )
+        return _load_synthetic(card.name, image_size)
+    looked = ", ".join(f"'{root}'" for root in candidates)
+    raise DataError(
+        f"no images of '{card.name}' found in {looked} (expected: {' or '.join(card.folders)}); {_how_to_get(card)}."
+    )
+
+
+def _how_to_get(card: Card) -> str:
+    """The way to the images, as the end of a sentence."""
+    if card.archives:
+        return f"get them with bpl.data.download({card.name!r}, root), then pass that root or set BPL_DATA to it"
+    return f"ask its authors at {card.home}, unpack the images there, and set BPL_DATA to that folder"
+
+
+def _load_real(name: str, root: Path, folder: Path, card: Card | None, image_size: int, progress: bool) -> ImageSet:
+    """List, decode or take from the cache."""
+    listing = folders.list_images(folder, card.classes if card else None)
+    if card is not None:
+        _check_total(card, len(listing.files), folder)
+    key = cache.cache_key(files=listing.files, stamps=listing.stamps, image_size=image_size)
+    cached = cache.load(name, key)
+    if cached is None:
+        pixels = folders.decode_all(listing, image_size, progress)
+        pixels_digest = cache.store(name, key, pixels)
+    else:
+        pixels, pixels_digest = cached
+    if card is not None and card.mean is not None and card.std is not None:
+        statistics = card.mean, card.std
+    else:
+        statistics = _channel_statistics(pixels)
+    return _assemble(
+        name, "real", pixels, pixels_digest, listing.labels, listing.classes, listing.files, statistics, root
+    )
+
+
+def _check_total(card: Card, found: int, folder: Path) -> None:
+    """A share that runs under the name of the whole set would make its table rows lie."""
+    if card.images_total is None or found == card.images_total:
+        return
+    if card.share is not None and found < card.images_total:
+        raise DataError(
+            f"'{folder}' holds {found:,} of the {card.images_total:,} images of '{card.name}'; "
+            f"a share is run under its own name: use '{card.share}'."
+        )
+    print(
+        f"bpl: '{folder}' holds {found:,} images, '{card.name}' stands for {card.images_total:,}: "
+        "results are not comparable with the recorded ones.",
+        file=sys.stderr,
+    )
+
+
+def _load_synthetic(name: str, image_size: int) -> ImageSet:
+    """Draw the scenes, or take them from the cache."""
+    from bpl.data import synthetic
+
+    # The drawing code itself is part of the key: an edit to it must never meet the scenes of its predecessor.
+    folder = Path(synthetic.__file__).parent
+    code = [folder / "synthetic.py", *sorted(folder.glob("scene_*.py"))]
+    source = hashlib.sha256(b"".join(file.read_bytes() for file in code)).hexdigest()
+    key = cache.cache_key(synthetic=source, image_size=image_size, numpy=np.__version__, pillow=PIL.__version__)
+    classes = tuple(synthetic.CLASSES)
+    cached = cache.load("synthetic", key)
+    per_class = CARDS["synthetic"].images_total // len(classes)
+    if cached is None:
+        drawn, labels = synthetic.draw_scenes(image_size, images_per_class=per_class, seed=0)
+        pixels = np.ascontiguousarray(drawn.transpose(0, 3, 1, 2))
+        order = np.argsort(labels, kind="stable")  # class by class, as a listing is
+        pixels = pixels[order]
+        pixels_digest = cache.store("synthetic", key, pixels)
+    else:
+        pixels, pixels_digest = cached
+    labels = np.repeat(np.arange(len(classes)), per_class)
+    files = tuple(
+        f"{classes[label]}/{classes[label]}_{index % per_class:03d}.png" for index, label in enumerate(labels)
+    )
+    statistics = _channel_statistics(pixels)
+    return _assemble(name, "synthetic", pixels, pixels_digest, labels, classes, files, statistics, None)
+
+
+def _channel_statistics(pixels: np.ndarray) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation per channel, 0..1, from exact integer histograms (the same on every machine)."""
+    values = np.arange(256) / 255
+    means, deviations = [], []
+    for channel in range(3):
+        counts = np.zeros(256, dtype=np.int64)
+        for image in pixels[:, channel]:
+            counts += np.bincount(image.reshape(-1), minlength=256)
+        mean = float((counts * values).sum() / counts.sum())
+        variance = float((counts * (values - mean) ** 2).sum() / counts.sum())
+        means.append(mean)
+        deviations.append(max(variance**0.5, 1 / 255))  # a set of flat images must not divide by zero
+    return tuple(means), tuple(deviations)
+
+
+def _assemble(name, source, pixels, pixels_digest, labels, classes, files, statistics, root) -> ImageSet:
+    """Put the parts together and sign them."""
+    labels = np.asarray(labels, dtype=np.int64)
+    signed = json.dumps([files, labels.tolist(), list(pixels.shape), pixels_digest])
+    return ImageSet(
+        name=name,
+        source=source,
+        images=torch.from_numpy(pixels),
+        labels=torch.from_numpy(labels),
+        classes=tuple(classes),
+        files=tuple(files),
+        digest=hashlib.sha256(signed.encode()).hexdigest(),
+        mean=statistics[0],
+        std=statistics[1],
+        root=root,
+    )

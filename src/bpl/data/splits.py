@@ -1,0 +1,219 @@
+"""Divide a data set into train, validation and test part: stratified, seeded, the same on every platform.
+
+The order in which images are dealt out is that of a SHA-256 of seed and ``class/stem``. No random number generator is
+involved, so no version of one can change a split; and since the extension is left out, the TIFF originals and a JPEG
+copy are divided alike. The test part is dealt first, so that it is the same for ``paper`` and ``protocol``.
+"""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bpl.atomic import write_atomic
+from bpl.data.catalog import CARDS, DataError
+from bpl.data.folders import roots
+from bpl.data.image_set import ImageSet
+
+PARTS = ("train", "validation", "test")
+
+# Percent of each class in validation and test; the rest is trained on.
+_SHARES = {"paper": (0, 20), "protocol": (10, 20)}
+
+_AITLAS_STEMS = {"ucm": "ucmerced", "aid": "aid", "nwpu": "resisc45", "nwpu-21": "resisc45", "nwpu-45": "resisc45"}
+_AITLAS_PARTS = {"train": "train", "validation": "val", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which image belongs to which part.
+
+    Args:
+        train: int64 indices into the image set, ascending.
+        validation: int64 indices, possibly empty.
+        test: int64 indices.
+        digest: SHA-256 over the lines ``path,part``, in hex.
+    """
+
+    train: torch.Tensor
+    validation: torch.Tensor
+    test: torch.Tensor
+    digest: str
+
+
+def make_split(image_set: ImageSet, split: str, seed: int) -> Split:
+    """Divide an image set.
+
+    Args:
+        image_set: The images; only their names and classes matter.
+        split: ``"paper"`` (80/20, no validation), ``"protocol"`` (70/10/20), or ``"aitlas"`` (published 60/20/20 files
+            under ``splits/aitlas/`` of the data root).
+        seed: Deals the images differently; without effect for ``"aitlas"``.
+
+    Returns:
+        The split. Images with the same pixels lie on one side.
+
+    Raises:
+        DataError: Unknown split, no split files, or a class with too few images.
+    """
+    if split == "aitlas":
+        return _aitlas(image_set)
+    if split not in _SHARES:
+        raise DataError(f"unknown split {split!r}; allowed are {', '.join((*_SHARES, 'aitlas'))}.")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise DataError(f"the split's seed is {seed!r}; allowed are whole numbers.")
+    validation_percent, test_percent = _SHARES[split]
+    needed = 3 if validation_percent else 2
+    part_of: dict[str, str] = {}
+    for name, groups in _groups_by_class(image_set).items():
+        total = sum(map(len, groups))
+        if len(groups) < needed:
+            raise DataError(
+                f"class '{name}' has {len(groups)} different images; split '{split}' needs at least {needed} per class."
+            )
+        dealt = sorted(groups, key=lambda group: _rank(seed, group))
+        for part, percent in (("test", test_percent), ("validation", validation_percent)):
+            room = max(1, (total * percent + 50) // 100) if percent else 0
+            for group in tuple(dealt):
+                if len(group) <= room:  # a group of twins that no longer fits goes to a later part, whole
+                    room -= len(group)
+                    dealt.remove(group)
+                    part_of.update(dict.fromkeys(group, part))
+        if not dealt:
+            raise DataError(f"class '{name}' has {total} images, and none is left to train on with split '{split}'.")
+        for group in dealt:
+            part_of.update(dict.fromkeys(group, "train"))
+    return _split_from(image_set, part_of)
+
+
+def write_split(path: str | Path, image_set: ImageSet, split: Split) -> None:
+    """Write a split down, one line ``path,part`` per image.
+
+    Args:
+        path: The text file; its folder must exist.
+        image_set: The images that the split divides.
+        split: The split.
+
+    Raises:
+        OSError: The file cannot be written; an older one stays as it was.
+    """
+    part_of = {image_set.files[i]: part for part in PARTS for i in getattr(split, part).tolist()}
+    write_atomic(path, _as_text(part_of).encode())
+
+
+def read_split(path: str | Path, image_set: ImageSet) -> Split:
+    """Read a split that `write_split` wrote.
+
+    Args:
+        path: The text file.
+        image_set: The images that it divides; extensions need not agree.
+
+    Returns:
+        The split.
+
+    Raises:
+        DataError: A line cannot be read, names an image twice or one that is not in the set, or a part is empty.
+        OSError: The file cannot be read.
+    """
+    names = set(image_set.files)
+    name_of = {_stem(name): name for name in image_set.files}
+    part_of: dict[str, str] = {}
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        file, _, part = line.rpartition(",")  # a file name may contain a comma, a part cannot
+        if part not in PARTS:
+            raise DataError(
+                f"line {number} of '{path}' is {line!r}; allowed is 'class/file,part' with a part of {PARTS}."
+            )
+        name = file if file in names else name_of.get(_stem(file))
+        if name is None:
+            raise DataError(f"line {number} of '{path}' names '{file}', which is not among the {len(names)} images.")
+        if name in part_of:
+            raise DataError(f"line {number} of '{path}' names '{file}' a second time.")
+        part_of[name] = part
+    return _split_from(image_set, part_of)
+
+
+def _stem(file: str) -> str:
+    """``class/filename`` without the extension."""
+    return os.path.splitext(file)[0]
+
+
+def _rank(seed: int, group: tuple[str, ...]) -> str:
+    """Where a group of images stands in the order of dealing."""
+    return hashlib.sha256(f"{seed}:{_stem(group[0])}".encode()).hexdigest()
+
+
+def _groups_by_class(image_set: ImageSet) -> dict[str, list[tuple[str, ...]]]:
+    """Per class, the images in groups that must stay together; most groups have one member.
+
+    Two files that differ in the extension only are taken for one image stored twice.
+    """
+    card = CARDS.get(image_set.name) if image_set.source == "real" else None
+    twin = {stem: group[0] for group in (card.same_pixels if card else ()) for stem in group}
+    members: dict[str, dict[str, list[str]]] = {name: {} for name in image_set.classes}
+    for file, label in sorted(zip(image_set.files, image_set.labels.tolist(), strict=True)):
+        stem = _stem(file)
+        members[image_set.classes[label]].setdefault(twin.get(stem, stem), []).append(file)
+    return {name: [tuple(group) for group in groups.values()] for name, groups in members.items()}
+
+
+def _aitlas(image_set: ImageSet) -> Split:
+    """The AiTLAS Benchmark Arena's split. Lines whose files are absent (a share of the set) are skipped."""
+    stem = _AITLAS_STEMS.get(image_set.name)
+    if stem is None or image_set.source != "real":
+        raise DataError(
+            f"there is no 'aitlas' split of the {image_set.source} set '{image_set.name}'; "
+            f"allowed are the real images of {', '.join(_AITLAS_STEMS)}, or the splits {', '.join(_SHARES)}."
+        )
+    part_of_stem: dict[str, str] = {}
+    folder = _aitlas_folder(image_set, stem)
+    for part, suffix in _AITLAS_PARTS.items():
+        for line in (folder / f"{stem}_{suffix}.csv").read_text(encoding="utf-8").splitlines():
+            if line.strip():
+                part_of_stem[_stem(line.rpartition(",")[0])] = part
+    part_of = {file: part_of_stem[_stem(file)] for file in image_set.files if _stem(file) in part_of_stem}
+    _drop_leaks(part_of, _groups_by_class(image_set).values())
+    return _split_from(image_set, part_of)
+
+
+def _aitlas_folder(image_set: ImageSet, stem: str) -> Path:
+    """The folder that holds all three files."""
+    candidates = [root / "splits" / "aitlas" for root in (image_set.root, *roots()) if root is not None]
+    for folder in candidates:
+        if all((folder / f"{stem}_{suffix}.csv").is_file() for suffix in _AITLAS_PARTS.values()):
+            return folder
+    looked = ", ".join(f"'{folder}'" for folder in candidates)
+    raise DataError(f"no split files {stem}_train.csv, {stem}_val.csv, {stem}_test.csv in {looked}.")
+
+
+def _drop_leaks(part_of: dict[str, str], classes: Iterable[list[tuple[str, ...]]]) -> None:
+    """Where a published split tears twins apart, leave out those that would leak: the test part stays as published."""
+    for groups in classes:
+        for group in groups:
+            parts = [part_of[file] for file in group if file in part_of]
+            kept = max(parts, key=PARTS.index, default=None)
+            for file in group:
+                if file in part_of and part_of[file] != kept:
+                    del part_of[file]
+
+
+def _split_from(image_set: ImageSet, part_of: Mapping[str, str]) -> Split:
+    """Turn ``file -> part`` into index tensors, after checking that the parts can be used."""
+    counts = Counter(part_of.values())
+    for part in ("train", "test"):
+        if not counts[part]:
+            raise DataError(f"the {part} part of the split of '{image_set.name}' is empty.")
+    indices = {part: [i for i, file in enumerate(image_set.files) if part_of.get(file) == part] for part in PARTS}
+    return Split(
+        *(torch.tensor(indices[part], dtype=torch.int64) for part in PARTS),
+        digest=hashlib.sha256(_as_text(part_of).encode()).hexdigest(),
+    )
+
+
+def _as_text(part_of: Mapping[str, str]) -> str:
+    """The lines ``path,part``, sorted: what is written down and what the digest covers."""
+    return "".join(f"{file},{part}\n" for file, part in sorted(part_of.items()))

@@ -1,0 +1,267 @@
+"""The small network as files: safetensors + a JSON of widths, and ONNX. Nothing in them is ever executed."""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as tensors_to_bytes
+from torch import nn
+
+from bpl.atomic import write_atomic
+from bpl.models import build_model
+from bpl.partner import partner_blocks, replace_module
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+FORMAT = "bpl-model"
+VERSION = 1
+_RESIZED = (nn.Conv2d, nn.BatchNorm2d, nn.Linear)
+
+
+class ModelFileError(ValueError):
+    """A model file that cannot be used; the message names the file and the reason in one sentence."""
+
+
+def _files(path: Path) -> tuple[Path, Path]:
+    """The two files of a model, named by either of them or by their common stem."""
+    path = Path(path)
+    stem = path.with_suffix("") if path.suffix in (".safetensors", ".json") else path
+    return stem.parent / (stem.name + ".safetensors"), stem.parent / (stem.name + ".json")
+
+
+def _refuse_unfused(model: nn.Module) -> None:
+    if blocks := partner_blocks(model):
+        raise ValueError(
+            f"{next(iter(blocks))!r} still has a partner: call bpl.fuse_partners before saving or exporting"
+        )
+
+
+def describe_widths(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """The widths of every layer that pruning or fusing may have changed.
+
+    Args:
+        model: a plain network.
+
+    Returns:
+        Module name -> its kind and sizes.
+    """
+    widths: dict[str, dict[str, Any]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            sizes = dict(inputs=module.in_channels, outputs=module.out_channels, groups=module.groups)
+            widths[name] = {"kind": "conv", **sizes, "bias": module.bias is not None}
+        elif isinstance(module, nn.BatchNorm2d):
+            widths[name] = {"kind": "norm", "channels": module.num_features}
+        elif isinstance(module, nn.Linear):
+            widths[name] = {"kind": "linear", "inputs": module.in_features, "outputs": module.out_features}
+        elif isinstance(module, nn.Identity):
+            widths[name] = {"kind": "identity"}
+    return widths
+
+
+def save_model(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Path:
+    """Write a plain network as ``<path>.safetensors`` (weights) and ``<path>.json`` (widths and what use needs).
+
+    Args:
+        model: a network without partners, of any widths.
+        path: either file, or their common stem.
+        classes: class names, in the order of the logits.
+        mean: per-channel mean of the images, 0..1.
+        std: per-channel standard deviation of the images, 0..1.
+
+    Returns:
+        The path of the weights.
+
+    Raises:
+        ValueError: the network still has partners.
+        OSError: a file could not be written.
+    """
+    _refuse_unfused(model)
+    weights, description = _files(Path(path))
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "arch": getattr(model, "bpl_arch", None),
+        "classes": None if classes is None else list(classes),
+        "mean": None if mean is None else [float(v) for v in mean],
+        "std": None if std is None else [float(v) for v in std],
+        "widths": describe_widths(model),
+    }
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(weights, tensors_to_bytes(tensors))
+    write_atomic(description, json.dumps(content, indent=1).encode())
+    return weights
+
+
+def read_description(path: str | Path) -> dict[str, Any]:
+    """The JSON beside a model's weights, checked.
+
+    Args:
+        path: either file, or their common stem.
+
+    Returns:
+        Its content: format, version, arch, classes, mean, std, widths.
+
+    Raises:
+        ModelFileError: missing, not JSON, or of another format or version.
+    """
+    file = _files(Path(path))[1]
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"model description {file} cannot be read: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ModelFileError(f"{file} does not describe a model of this library: its 'format' is not {FORMAT!r}")
+    if content.get("version") != VERSION:
+        raise ModelFileError(f"{file} has version {content.get('version')!r}: this library reads {VERSION}")
+    if not isinstance(content.get("widths"), dict):
+        raise ModelFileError(f"{file} has no table of widths")
+    return content
+
+
+def load_model(path: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """Read a network that `save_model` wrote.
+
+    Args:
+        path: either file, or their common stem.
+        model: a freshly constructed original, of full width, for a network of one's own; it is resized and returned.
+            None for a network of `build_model`, which is constructed by its name.
+
+    Returns:
+        The network in evaluation mode.
+
+    Raises:
+        ModelFileError: files missing, corrupt, of another version, or not fitting the network.
+    """
+    description = read_description(path)
+    weights, file = _files(Path(path))
+    if model is None:
+        if not isinstance(description.get("arch"), dict):
+            raise ModelFileError(
+                f"{file} names no network of build_model: pass a freshly constructed original as model"
+            )
+        try:
+            model = build_model(**description["arch"])
+        except (TypeError, ValueError) as error:
+            raise ModelFileError(f"{file} describes a network that cannot be built: {error}") from error
+    try:
+        tensors = load_tensors(weights.read_bytes())
+    except Exception as error:  # OSError, or safetensors' own, which has no public base class
+        raise ModelFileError(f"weights {weights} cannot be read: {error}") from error
+    resize(model, description["widths"], file)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ModelFileError(f"weights {weights} do not fit the widths of {file}: {str(error)[:300]}") from error
+    return model.eval()
+
+
+def resize(model: nn.Module, widths: dict[str, dict[str, Any]], source: Path) -> None:
+    """Give the layers of a network the widths of a description, in place; their weights become fresh.
+
+    Args:
+        model: a network whose layers are at least as wide.
+        widths: as `describe_widths` returns them.
+        source: the file they come from, for messages.
+
+    Raises:
+        ModelFileError: a layer that the network lacks, of another kind, or wider than the network's own.
+    """
+    modules = dict(model.named_modules())
+    for name, wanted in widths.items():
+        module = modules.get(name)
+        if module is None or not isinstance(wanted, dict):
+            raise ModelFileError(f"{source}: the network has no layer {name!r}")
+        kind = wanted.get("kind")
+        if kind == "identity" and isinstance(module, nn.BatchNorm2d | nn.Identity):
+            replace_module(model, name, nn.Identity())
+        elif kind == "conv" and isinstance(module, nn.Conv2d):
+            inputs = _width(source, name, wanted, "inputs", module.in_channels)
+            outputs = _width(source, name, wanted, "outputs", module.out_channels)
+            groups = _width(source, name, wanted, "groups", module.groups)
+            if inputs % groups or outputs % groups:
+                raise ModelFileError(f"{source}: layer {name!r} cannot have {groups} groups of {inputs} and {outputs}")
+            shape = dict(stride=module.stride, padding=module.padding, dilation=module.dilation)
+            shape |= dict(groups=groups, bias=bool(wanted.get("bias")), padding_mode=module.padding_mode)
+            replace_module(model, name, nn.Conv2d(inputs, outputs, module.kernel_size, **shape))
+        elif kind == "norm" and isinstance(module, nn.BatchNorm2d):
+            channels = _width(source, name, wanted, "channels", module.num_features)
+            options = dict(affine=module.affine, track_running_stats=module.track_running_stats)
+            replace_module(model, name, nn.BatchNorm2d(channels, module.eps, module.momentum, **options))
+        elif kind == "linear" and isinstance(module, nn.Linear):
+            inputs = _width(source, name, wanted, "inputs", module.in_features)
+            outputs = _width(source, name, wanted, "outputs", module.out_features)
+            replace_module(model, name, nn.Linear(inputs, outputs, bias=module.bias is not None))
+        else:
+            raise ModelFileError(f"{source}: layer {name!r} is a {type(module).__name__}, not a {kind!r}")
+
+
+def _width(source: Path, name: str, wanted: dict[str, Any], key: str, limit: int) -> int:
+    value = wanted.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
+        raise ModelFileError(
+            f"{source}: {key} of layer {name!r} is {value!r}: it must be a whole number of 1 to {limit}"
+        )
+    return value
+
+
+def export_onnx(model: nn.Module, path: str | Path, image_size: int) -> Path:
+    """Write a plain network as ONNX, with a free batch size.
+
+    Args:
+        model: a network without partners.
+        path: the file to write.
+        image_size: height and width of the images in pixels.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: the network still has partners.
+        OSError: the file could not be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, onnx_bytes(model, image_size))
+    return path
+
+
+def onnx_bytes(model: nn.Module, image_size: int) -> bytes:
+    """A plain network as an ONNX file's content; input ``images`` (B, 3, H, W), output ``logits`` (B, classes)."""
+    _refuse_unfused(model)
+    example = torch.zeros(2, 3, image_size, image_size, device=next(model.parameters()).device)
+    program = torch.onnx.export(
+        model.eval(),
+        (example,),
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        dynamo=True,
+        verbose=False,
+    )
+    buffer = io.BytesIO()
+    program.save(buffer)
+    return buffer.getvalue()
+
+
+def onnx_session(model: nn.Module, image_size: int) -> "onnxruntime.InferenceSession":
+    """An onnxruntime session on the CPU for a plain network, with as many threads as torch uses."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    content = onnx_bytes(model, image_size)
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,47 @@
+"""BPL: Block-Wise Partner Learning for Model Compression (Zhang et al., IEEE TNNLS 2023).
+
+    extension   every k x k block gets a partner                       prepare
+    diversity   + weight * DL(blocks, partners)                        loss
+    pruning     filters are ranked, softly at first, then frozen       after_epoch (`Pruned`)
+    fusion      block and partner become one convolution               finish
+
+The partner takes its original's mask. What the released code does otherwise is one option: ``mask="released"``.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from bpl.diversity import cosine, diversity_loss, raw_kernels
+from bpl.methods.base import Training
+from bpl.methods.magnitude import Pruned
+from bpl.partner import grow_partners, partner_blocks
+
+
+class BPL(Pruned):
+    """Partners in training, none in what ships."""
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        grown = grow_partners(model)
+        for block in partner_blocks(grown).values():
+            block.keep_outputs = self.config.diversity_form.startswith("feature")
+        return grown
+
+    def loss(self, model: nn.Module) -> Tensor | None:
+        config = self.config
+        if config.diversity_weight == 0:
+            return None
+        loss = config.diversity_weight * diversity_loss(model, config.diversity_form)
+        for block in partner_blocks(model).values():
+            block.outputs = []  # used; a network that holds graph tensors could not be copied
+        return loss
+
+    def after_epoch(self, training: Training) -> dict[str, float]:
+        curves = super().after_epoch(training)
+        return curves | {"partner_cosine": partner_cosine(training.model)}
+
+
+@torch.no_grad()
+def partner_cosine(model: nn.Module) -> float:
+    """Mean over partner blocks of the cosine between the original's kernel and the partner's."""
+    values = [cosine(*(kernel.flatten() for kernel in raw_kernels(b))) for b in partner_blocks(model).values()]
+    return float(torch.stack(values).mean())

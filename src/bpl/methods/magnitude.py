@@ -1,0 +1,131 @@
+"""Pruning in training: the part that BPL shares with the classics.
+
+    sfp     soft filter pruning (He et al. 2018): the filters of smallest L2 norm are set to zero after every epoch, and
+            go on training, so that they may come back
+    fpgm    the same with the distance to the other filters as criterion (He et al. 2019)
+    l1      the filters of smallest L1 norm go once, and the network trains on (Li et al. 2017)
+    random  a random choice goes once
+
+All four have the epochs of everybody else: what the papers do after training (fine-tune) happens here in the epochs
+after the freeze. From the freeze on, pruned channels emit exactly 0, and by default the network is made smaller there
+and then, the optimiser's momentum carried over, which changes no result and saves the time.
+"""
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from bpl.config import RunConfig
+from bpl.methods.base import Method, Training
+from bpl.partner import fuse_partners, partner_blocks
+from bpl.pruning import MaskHolder, prune_masks, slim
+
+
+class Pruned(Method):
+    """Ranks filters in training, freezes the ranking, ships the slimmed network.
+
+    Args:
+        config: the run: `ratio`, `criterion`, `mask`, `mask_every`, `freeze_at`, `slim_at_freeze`, `scope`, `round_to`.
+    """
+
+    def __init__(self, config: RunConfig):
+        super().__init__(config)
+        self.freeze_epoch = max(1, round(config.freeze_at * config.epochs))
+        self.masks: dict[str, Tensor] | None = None
+        self.frozen = False
+        self.slimmed = False
+        self._holder: MaskHolder | None = None  # acts after every step, once masks are frozen and not yet slimmed
+
+    # -- ranking and freezing -------------------------------------------------------------------------------------
+    def after_step(self, training: Training) -> None:
+        if self._holder is not None:
+            self._holder.apply()
+            self._holder.apply_to_momentum(training.optimizer)
+
+    def after_epoch(self, training: Training) -> dict[str, float]:
+        config, before = self.config, self.masks
+        if self.frozen:
+            return {"mask_changes": 0.0}
+        if config.mask == "released":
+            self._rank_as_released(training)
+        elif training.epoch >= self.freeze_epoch:
+            self.masks = self._rank(training.model)
+            self._freeze(training)
+        elif config.mask == "soft" and training.epoch % config.mask_every == 0:
+            self.masks = self._rank(training.model)
+            MaskHolder(training.model, self.masks, filters_only=True).apply()
+        return {"mask_changes": _share_changed(before, self.masks)}
+
+    def _rank(self, model: nn.Module) -> dict[str, Tensor]:
+        c = self.config
+        return prune_masks(model, c.ratio, c.criterion, c.scope, c.round_to, seed=c.seed)
+
+    def _freeze(self, training: Training) -> None:
+        self.frozen = True
+        if self.config.slim_at_freeze:
+            shrink = partial(slim, masks=self.masks)
+            training.swap(shrink(training.model), shrink)
+            self.slimmed = True
+        else:
+            self._hold(training.model)
+
+    def _hold(self, model: nn.Module) -> None:
+        self._holder = MaskHolder(model, self.masks)
+        self._holder.apply()
+
+    def _rank_as_released(self, training: Training) -> None:
+        """The released code: zero the filters of both branches at every ranking, but hold only the original's."""
+        if training.epoch % self.config.mask_every:
+            return
+        self.masks = self._rank(training.model)
+        MaskHolder(training.model, self.masks, filters_only=True).apply()
+        self._holder = _OriginalFilters(training.model, self.masks)
+
+    # -- what ships -----------------------------------------------------------------------------------------------
+    def as_shipped(self, model: nn.Module) -> nn.Module:
+        """The slimmed network; under the released mask the masked one, leaks included, as the released code reports."""
+        if self.masks is None or self.slimmed or self.config.mask == "released":
+            return model
+        return slim(model, self.masks)
+
+    def at_size(self, training: Training) -> bool:
+        return self.frozen or self.config.mask == "released" or training.epoch == training.epochs
+
+    def finish(self, model: nn.Module) -> nn.Module:
+        fused = fuse_partners(model)
+        return fused if self.slimmed else slim(fused, self.masks)
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------
+    def state(self) -> dict[str, Any]:
+        return {"masks": self.masks, "frozen": self.frozen, "slimmed": self.slimmed}
+
+    def restore(self, model: nn.Module, state: dict[str, Any]) -> nn.Module:
+        self.masks, self.frozen, self.slimmed = state["masks"], state["frozen"], state["slimmed"]
+        if self.slimmed:
+            return slim(model, self.masks)
+        if self.frozen:
+            self._hold(model)
+        elif self.masks is not None and self.config.mask == "released":
+            self._holder = _OriginalFilters(model, self.masks)
+        return model
+
+
+class _OriginalFilters(MaskHolder):
+    """Holds the filters of the original branches only: the released code never masks the partner's gradients."""
+
+    def __init__(self, model: nn.Module, masks: dict[str, Tensor]):
+        super().__init__(model, masks, filters_only=True)
+        partners = {id(block.branches[1].conv.weight) for block in partner_blocks(model).values()}
+        kept = [i for i, tensor in enumerate(self.tensors) if id(tensor) not in partners]
+        self.tensors = [self.tensors[i] for i in kept]
+        self.masks = [self.masks[i] for i in kept]
+
+
+def _share_changed(before: dict[str, Tensor] | None, after: dict[str, Tensor] | None) -> float:
+    """Share of the pruned filters that were not pruned at the ranking before."""
+    if after is None or before is None:
+        return 0.0
+    pruned = sum(int((~mask).sum()) for mask in after.values())
+    new = sum(int((~mask & before[name]).sum()) for name, mask in after.items())
+    return new / max(pruned, 1)

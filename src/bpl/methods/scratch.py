@@ -1,0 +1,20 @@
+"""``scratch``: the narrow network with fresh weights. The control that readers ask for and nobody runs."""
+
+from torch import nn
+
+from bpl.methods.base import Method
+from bpl.models import initialise
+from bpl.pruning import prune_masks, slim
+
+
+class Scratch(Method):
+    """A network of the pruned widths, trained from random weights on the same schedule as all others."""
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        config = self.config
+        masks = prune_masks(model, config.ratio, scope=config.scope, round_to=config.round_to)
+        narrow = initialise(slim(model, masks))
+        for module in narrow.modules():
+            if isinstance(module, nn.Linear):
+                module.reset_parameters()
+        return narrow

@@ -1,0 +1,103 @@
+"""Extension and fusion on whole networks: every k x k conv block gets a partner, and gives it back exactly."""
+
+import copy
+
+from torch import nn
+
+from bpl.channels import ChannelGraph
+from bpl.partner_conv import PartnerConv2d
+
+LARGEST_KERNEL = 6  # the released code grows partners for 1 < k < 7: a 7 x 7 stem has none
+
+
+def partner_blocks(model: nn.Module) -> dict[str, PartnerConv2d]:
+    """The partner blocks of a network.
+
+    Args:
+        model: any network.
+
+    Returns:
+        Conv name in the plain network -> its partner block, in the network's order.
+    """
+    return {name: module for name, module in model.named_modules() if isinstance(module, PartnerConv2d)}
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` where the submodule `name` (dotted) of `model` is."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _may_have_partner(conv: nn.Module, norm: nn.Module) -> bool:
+    """Whether a conv and the batch normalisation behind it make a k x k block that fuses exactly."""
+    return (
+        isinstance(conv, nn.Conv2d)
+        and 1 < max(conv.kernel_size) <= LARGEST_KERNEL
+        and type(norm) is nn.BatchNorm2d  # a subclass may hide an activation, which a sum of branches would misplace
+        and norm.affine
+        and norm.track_running_stats
+    )
+
+
+def grow_partners(model: nn.Module) -> nn.Module:
+    """Give every k x k convolution that a batch normalisation follows a partner (BPL, extension step).
+
+    A partner is a second convolution of the same shape with its own batch normalisation, whose output is added to the
+    original's before the activation. Convolutions with 1 < k < 7 get one, as in the released code; others, and those
+    whose output something other than one BatchNorm2d reads (DenseNet's pre-activation order), are left alone. Blocks
+    that have a partner keep it.
+
+    Args:
+        model: any network that ``torch.fx`` can trace. It is changed in place.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: nothing in the model can have a partner, or it cannot be traced.
+    """
+    sites = ChannelGraph(model).sites
+    modules = dict(model.named_modules())
+    calls = _times_called(sites)
+    for name, site in sites.items():
+        if site.norm is None or calls[site.norm] > 1:
+            continue
+        conv, norm = modules[name], modules[site.norm]
+        if _may_have_partner(conv, norm):
+            block = PartnerConv2d(conv, norm, stage=site.stride)
+            replace_module(model, name, block.train(model.training))
+            replace_module(model, site.norm, nn.Identity())
+    if not partner_blocks(model):
+        raise ValueError(
+            f"nothing to grow in {type(model).__name__}: none of its {len(sites)} convolutions has a kernel of more "
+            f"than 1 and less than {LARGEST_KERNEL + 1} and is followed by one BatchNorm2d of its own"
+        )
+    return model
+
+
+def _times_called(sites: dict) -> dict[str, int]:
+    """How many convolutions each batch normalisation follows."""
+    calls: dict[str, int] = {}
+    for site in sites.values():
+        if site.norm is not None:
+            calls[site.norm] = calls.get(site.norm, 0) + 1
+    return calls
+
+
+def fuse_partners(model: nn.Module) -> nn.Module:
+    """Merge every block with its partner into one convolution (BPL, fusion step).
+
+    W = sum_i (gamma_i / s_i) W_i,  b = sum_i (beta_i - mu_i gamma_i / s_i),  s_i = sqrt(var_i + eps): PAPERS section
+    1.2. Works on a network with or without masks, since a masked channel has gamma_i = beta_i = 0 in both branches.
+
+    Args:
+        model: a network with partners; one without comes back as a copy.
+
+    Returns:
+        A new plain network that computes the same in evaluation mode. The fused convolutions have a bias, and an
+        `nn.Identity` stands where their batch normalisation was.
+    """
+    fused = copy.deepcopy(model)
+    for name, block in partner_blocks(fused).items():
+        replace_module(fused, name, block.fuse())
+    return fused

@@ -1,0 +1,238 @@
+"""Masks: which filters are kept, and how pruned channels are held at exactly zero.
+
+Mask keys are the convolutions' names in the plain network; they stay the same after growing partners and after fusing
+them. A mask is a bool tensor with one entry per filter, True = kept.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from bpl.channels import ChannelGraph, Channels
+from bpl.partner_conv import PartnerConv2d, fold_norm
+from bpl.pruning.criteria import CRITERIA, Filters
+
+SCOPES = ("inner", "all")
+
+
+def convs_of(module: nn.Module) -> list[nn.Conv2d]:
+    """The convolutions behind a mask key: one, or one per branch of a partner block."""
+    return [branch.conv for branch in module.branches] if isinstance(module, PartnerConv2d) else [module]
+
+
+def norms_of(module: nn.Module) -> list[nn.BatchNorm2d]:
+    """The batch normalisations inside a partner block; none inside a plain convolution."""
+    return [branch.norm for branch in module.branches] if isinstance(module, PartnerConv2d) else []
+
+
+def kept_filters(filters: int, ratio: float, round_to: int = 1) -> int:
+    """How many of a layer's filters stay.
+
+    Args:
+        filters: the layer's number of filters N.
+        ratio: share of filters removed, in [0, 1).
+        round_to: width to round to the nearest multiple of, so that the hardware's vectors are filled.
+
+    Returns:
+        N - int(N * ratio), then rounded; at least 1 and at most N.
+    """
+    kept = filters - int(filters * ratio)
+    if round_to > 1:
+        kept = max(round_to, round(kept / round_to) * round_to)
+    return min(kept, filters)
+
+
+def prunable_sets(graph: ChannelGraph, scope: str = "inner") -> list[Channels]:
+    """The channel sets that may lose channels.
+
+    Args:
+        graph: the network's channel analysis.
+        scope: ``inner`` leaves out every set that an addition ties together; ``all`` includes them.
+
+    Returns:
+        The sets, in forward order. Frozen sets (the output, grouped convolutions, concatenations) are never in it.
+
+    Raises:
+        ValueError: unknown scope.
+    """
+    if scope not in SCOPES:
+        raise ValueError(f"unknown scope {scope!r}: allowed are {', '.join(SCOPES)}")
+    return [s for s in graph.sets if s.convs and s.frozen is None and (scope == "all" or not s.tied)]
+
+
+def _filters_of(graph: ChannelGraph, name: str, generator: torch.Generator) -> Filters:
+    """What the criteria may look at in one convolution, in float64 on the CPU."""
+    module = graph.model.get_submodule(name)
+    norm_name = graph.sites[name].norm
+    conv = convs_of(module)[0]
+    if isinstance(module, PartnerConv2d):
+        norm = module.branches[0].norm
+        folded = sum(branch.kernel_and_bias()[0] for branch in module.branches)
+    elif norm_name is not None:
+        norm = graph.model.get_submodule(norm_name)
+        folded = fold_norm(conv, norm)[0]
+    else:
+        norm, folded = None, conv.weight
+    gamma = norm.weight if norm is not None else torch.ones(conv.out_channels)
+    flat = lambda t: t.detach().to("cpu", torch.float64)  # noqa: E731
+    return Filters(flat(conv.weight).flatten(1), flat(folded).flatten(1), flat(gamma), generator)
+
+
+@torch.no_grad()
+def prune_masks(
+    model: nn.Module,
+    ratio: float,
+    criterion: str = "l2",
+    scope: str = "inner",
+    round_to: int = 1,
+    *,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Rank the filters of every layer and mark the least important ones as pruned.
+
+    Args:
+        model: a network, with or without partners.
+        ratio: share of filters removed per layer, in [0, 1): int(N * ratio) of N, never all.
+        criterion: a key of `bpl.pruning.CRITERIA`.
+        scope: ``inner`` = every conv whose output channels no addition or concatenation ties to others; ``all`` =
+            groups tied by additions are pruned together as well, by the mean of their members' normalised scores.
+        round_to: round the kept widths to the nearest multiple of this.
+        seed: seed of the ``random`` criterion.
+
+    Returns:
+        Conv name in the plain network -> bool tensor (N,) on the CPU, True = kept. A depthwise conv shares the mask of
+        the conv before it.
+
+    Raises:
+        ValueError: ratio outside [0, 1), round_to below 1, unknown criterion or scope, or nothing that can be pruned.
+    """
+    if not 0 <= ratio < 1:
+        raise ValueError(f"ratio is {ratio}: the share of filters removed must be at least 0 and less than 1")
+    if round_to < 1:
+        raise ValueError(f"round_to is {round_to}: it must be at least 1")
+    if criterion not in CRITERIA:
+        raise ValueError(f"unknown criterion {criterion!r}: allowed are {', '.join(CRITERIA)}")
+    graph = ChannelGraph(model)
+    sets = prunable_sets(graph, scope)
+    if not sets:
+        raise ValueError(f"nothing to prune in {type(model).__name__} with scope {scope!r}: every channel set is tied")
+    generator = torch.Generator().manual_seed(seed)
+    masks: dict[str, Tensor] = {}
+    for channels in sets:
+        scores = [CRITERIA[criterion](_filters_of(graph, name, generator)) for name in channels.convs]
+        score = torch.stack([s / s.mean().clamp_min(1e-30) for s in scores]).mean(0)  # (N,)
+        order = score.argsort(descending=True, stable=True)
+        mask = torch.zeros(channels.size, dtype=torch.bool)
+        mask[order[: kept_filters(channels.size, ratio, round_to)]] = True
+        masks |= {name: mask.clone() for name in channels.convs}
+    return {name: masks[name] for name in graph.sites if name in masks}  # forward order
+
+
+def check_masks(graph: ChannelGraph, masks: dict[str, Tensor]) -> None:
+    """Raise a ValueError for a mask of an unknown conv, of the wrong size or type, or that keeps nothing."""
+    for name, mask in masks.items():
+        if name not in graph.of_conv:
+            raise ValueError(f"no convolution is called {name!r}: the model's are {', '.join(graph.of_conv)}")
+        filters = graph.of_conv[name].size
+        if mask.dtype != torch.bool or mask.shape != (filters,):
+            raise ValueError(
+                f"the mask of {name!r} is {mask.dtype} of shape {tuple(mask.shape)}: it must be bool of shape ({filters},)"
+            )
+        if not mask.any():
+            raise ValueError(f"the mask of {name!r} keeps none of its {filters} filters: at least one must stay")
+
+
+def removable(channels: Channels, masks: dict[str, Tensor]) -> Tensor | None:
+    """The channels of a set that may go: those that every producer masks, if none of the set is frozen.
+
+    Returns:
+        Bool tensor (N,), True = kept; None where nothing goes.
+    """
+    if channels.frozen is not None or any(name not in masks for name in channels.convs):
+        return None
+    kept = torch.stack([masks[name].cpu() for name in channels.convs]).any(0)
+    return None if kept.all() else kept
+
+
+class MaskHolder:
+    """Holds pruned channels of a network at zero: knows every tensor that a mask touches.
+
+    Args:
+        model: the network, with or without partners.
+        masks: conv name -> bool tensor (N,), True = kept.
+        filters_only: hold only the convolutions' filters at zero. Their channels then still emit what batch
+            normalisation adds, but gradients flow, and the filters can grow back: what soft pruning needs.
+
+    Raises:
+        ValueError: a mask that does not fit the model.
+    """
+
+    def __init__(self, model: nn.Module, masks: dict[str, Tensor], *, filters_only: bool = False):
+        graph = ChannelGraph(model)
+        check_masks(graph, masks)
+        self.tensors: list[Tensor] = []
+        self.masks: list[Tensor] = []  # of the tensors' dtype and device, shaped to broadcast
+        seen: set[int] = set()
+
+        def hold(tensor: Tensor | None, mask: Tensor) -> None:
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                self.tensors.append(tensor)
+                self.masks.append(mask.to(tensor).view(-1, *[1] * (tensor.dim() - 1)))
+
+        for name, mask in masks.items():
+            module = model.get_submodule(name)
+            if filters_only:
+                for conv in convs_of(module):
+                    hold(conv.weight, mask)
+                continue
+            own_norm = graph.sites[name].norm
+            norms = norms_of(module) + ([model.get_submodule(own_norm)] if own_norm else [])
+            for layer in [*convs_of(module), *norms]:
+                hold(layer.weight, mask)
+                hold(layer.bias, mask)
+        for channels in (
+            [] if filters_only else graph.sets
+        ):  # normalisations behind an addition, where all that is added is masked
+            kept = removable(channels, masks)
+            for name in channels.norms if kept is not None else []:
+                norm = model.get_submodule(name)
+                hold(norm.weight, kept)
+                hold(norm.bias, kept)
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Set the pruned entries of weights, biases, gammas and betas to zero."""
+        torch._foreach_mul_(self.tensors, self.masks)
+
+    @torch.no_grad()
+    def apply_to_momentum(self, optimizer: torch.optim.Optimizer) -> None:
+        """Set the pruned entries of the optimiser's buffers to zero, so that momentum cannot bring them back.
+
+        Args:
+            optimizer: an optimiser over the model's parameters.
+        """
+        pairs = [
+            (buffer, mask)
+            for tensor, mask in zip(self.tensors, self.masks, strict=True)
+            for buffer in optimizer.state.get(tensor, {}).values()
+            if isinstance(buffer, Tensor) and buffer.shape == tensor.shape
+        ]
+        if pairs:
+            torch._foreach_mul_([buffer for buffer, _ in pairs], [mask for _, mask in pairs])
+
+
+def apply_masks(model: nn.Module, masks: dict[str, Tensor]) -> nn.Module:
+    """Zero the pruned filters, and the batch normalisation gamma and beta behind them, of both branches, in place.
+
+    Args:
+        model: a network, with or without partners.
+        masks: conv name -> bool tensor (N,), True = kept.
+
+    Returns:
+        The model; its pruned channels emit exactly 0.
+
+    Raises:
+        ValueError: a mask that does not fit the model.
+    """
+    MaskHolder(model, masks).apply()
+    return model

@@ -1,0 +1,195 @@
+"""Records: one JSON file a finished run, the only source of the book's numbers.
+
+A record is written whole or not at all, and read with its schema checked: a corrupt file, or one of another schema
+version, is an error that names the file.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bpl.atomic import write_atomic
+from bpl.config import RunConfig
+from bpl.paths import results_folder
+
+if TYPE_CHECKING:
+    import pandas
+
+SCHEMA = 1
+
+
+class RecordError(ValueError):
+    """A record that cannot be used; the message names the file and the reason in one sentence."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a finished run leaves.
+
+    Attributes:
+        name: name of the run, also of its file.
+        config: all fields of its `RunConfig`.
+        data: source ("real" or "synthetic"), digest of the images, digest of the split, sizes of its parts, classes.
+        accuracy: top-1 in percent: test and validation at the last epoch, test at the best validation epoch, and the
+            best test epoch (only to stand beside numbers that were picked that way).
+        curves: per epoch: training loss, learning rate, validation and test top-1, and what the method adds.
+        cost: MACs and parameters of the dense and of the shipped network, latency of both, MACs spent in training.
+        equivalence: how far the shipped network's logits are from the trained one's.
+        widths: filters of each convolution of the shipped network.
+        environment: versions, machine, device, digest of the library's source.
+        seconds: wall time of the training.
+        state: always "finished".
+        schema: version of this layout.
+    """
+
+    name: str
+    config: dict[str, Any]
+    data: dict[str, Any]
+    accuracy: dict[str, float | None]
+    curves: dict[str, list[float]]
+    cost: dict[str, Any]
+    equivalence: dict[str, float]
+    widths: dict[str, int]
+    environment: dict[str, Any]
+    seconds: float
+    state: str = "finished"
+    schema: int = SCHEMA
+
+    def to_json(self) -> str:
+        """The record as the text of its file; a list of numbers stands on one line."""
+        lines = []
+        for key, value in dataclasses.asdict(self).items():
+            if isinstance(value, dict):
+                inner = ",\n".join(f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in value.items())
+                lines.append(f"  {json.dumps(key)}: {{\n{inner}\n  }}" if inner else f"  {json.dumps(key)}: {{}}")
+            else:
+                lines.append(f"  {json.dumps(key)}: {json.dumps(value)}")
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def record_path(config: RunConfig, source: str, folder: Path | None = None) -> Path:
+    """Where the record of a run lies: ``<folder>/<dataset>/<name>.json``.
+
+    Args:
+        config: the run.
+        source: "real" or "synthetic"; drawn scenes that stand in for a data set have a folder of their own.
+        folder: the results folder; None for the checkout's.
+    """
+    dataset = Path(config.dataset).name
+    if source == "synthetic" and dataset != "synthetic":
+        dataset = f"{dataset}-drawn"
+    return (folder or results_folder()) / dataset / f"{config.run_name(source)}.json"
+
+
+def save_record(record: Record, path: Path) -> Path:
+    """Write a record, whole or not at all.
+
+    Args:
+        record: the finished run.
+        path: its file; the folder is made.
+
+    Returns:
+        The path.
+
+    Raises:
+        OSError: the file could not be written; an older one is left as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, record.to_json().encode())
+    return path
+
+
+def load_record(path: Path) -> Record:
+    """Read one record.
+
+    Args:
+        path: its file.
+
+    Returns:
+        The record.
+
+    Raises:
+        RecordError: unreadable, not JSON, of another schema version, unfinished, or with missing or unknown keys.
+    """
+    try:
+        values = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise RecordError(f"record {path} cannot be read: {error}") from error
+    if not isinstance(values, dict) or "schema" not in values:
+        raise RecordError(f"record {path} is no record: it has no 'schema'")
+    if values["schema"] != SCHEMA:
+        raise RecordError(f"record {path} has schema version {values['schema']!r}: this library reads {SCHEMA}")
+    fields = {f.name for f in dataclasses.fields(Record)}
+    if missing := sorted(fields - values.keys()):
+        raise RecordError(f"record {path} lacks {', '.join(missing)}")
+    if unknown := sorted(values.keys() - fields):
+        raise RecordError(f"record {path} has unknown keys: {', '.join(unknown)}")
+    if values["state"] != "finished":
+        raise RecordError(f"record {path} is in state {values['state']!r}: only finished runs count")
+    return Record(**values)
+
+
+def iterate_records(folder: Path | None = None) -> Iterator[tuple[Path, Record]]:
+    """All records below a results folder, in the order of their paths."""
+    for path in sorted((folder or results_folder()).glob("*/*.json")):
+        yield path, load_record(path)
+
+
+def load_records(folder: Path | None = None, **where: Any) -> "pandas.DataFrame":
+    """The records as a table, one row a run.
+
+    Args:
+        folder: the results folder; None for the checkout's.
+        **where: columns that must have this value, or one of these values, such as ``dataset="ucm"``,
+            ``method=["bpl", "scratch"]``, ``source="real"``.
+
+    Returns:
+        A data frame with the config's fields, ``source``, the accuracies (percent), ``macs``, ``params``,
+        ``macs_reduction`` and ``params_reduction`` (percent), ``latency_ms``, ``training_macs``, ``seconds`` and
+        ``path`` (relative to the folder).
+
+    Raises:
+        RecordError: a file that is no good record.
+        ValueError: a column that does not exist.
+    """
+    import pandas
+
+    folder = folder or results_folder()
+    rows = [_row(path.relative_to(folder), record) for path, record in iterate_records(folder)]
+    columns = list(rows[0]) if rows else [f.name for f in dataclasses.fields(RunConfig)] + ["source"]
+    table = pandas.DataFrame(rows, columns=columns)
+    for column, wanted in where.items():
+        if column not in table:
+            raise ValueError(f"unknown column {column!r}: allowed are {', '.join(table)}")
+        table = table[table[column].isin(wanted if isinstance(wanted, list | tuple | set) else [wanted])]
+    return table.reset_index(drop=True)
+
+
+def _row(path: Path, record: Record) -> dict[str, Any]:
+    cost = record.cost
+    return {
+        **record.config,
+        "source": record.data["source"],
+        **record.accuracy,
+        "macs": cost["macs"],
+        "params": cost["params"],
+        "macs_reduction": 100 * (1 - cost["macs"] / cost["dense_macs"]),
+        "params_reduction": 100 * (1 - cost["params"] / cost["dense_params"]),
+        "latency_ms": cost["latency"]["median_ms"],
+        "training_macs": cost["training_macs"],
+        "seconds": record.seconds,
+        "path": path.as_posix(),
+    }
+
+
+def source_digest() -> str:
+    """SHA-256 (first 16 hex digits) over the library's Python files: which code made a record."""
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]

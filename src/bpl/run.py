@@ -1,0 +1,212 @@
+"""One run: from a config to a record."""
+
+import dataclasses
+import fcntl
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bpl.config import RunConfig
+from bpl.data import ImageSet, Split, load_images, make_split
+from bpl.export import save_model
+from bpl.measure import count_macs, count_params, measure_latency
+from bpl.models import build_model
+from bpl.paths import work_folder
+from bpl.records import Record, load_record, record_path, save_record, source_digest
+from bpl.train import Trained, predict, top1, train
+
+LATENCY_BATCH = 1  # images; latency at other batch sizes is the latency notebook's subject
+
+
+def run(
+    config: RunConfig,
+    *,
+    folder: Path | None = None,
+    work: Path | None = None,
+    repeat: bool = False,
+    progress: bool = True,
+) -> Record:
+    """Run a config to its record; a run that is recorded already is not repeated.
+
+    The shipped network lies beside the checkpoint afterwards: ``<work>/<run name>/model.safetensors`` and ``.json``.
+
+    Args:
+        config: the run.
+        folder: the results folder; None for the checkout's ``data/results``.
+        work: folder for checkpoints and shipped networks; None for ``_build/runs``.
+        repeat: run again, and replace the record, even if there is one.
+        progress: show a progress bar on standard error.
+
+    Returns:
+        The finished run's record.
+
+    Raises:
+        RunBusy: another process is at work on this run.
+        ValueError: images, config, checkpoint or an existing record cannot be used; the message says which and why.
+        OSError: a file could not be written.
+    """
+    images = load_images(config.dataset, config.image_size, config.data, progress)
+    path = record_path(config, images.source, folder)
+    if path.exists() and not repeat:
+        return load_record(path)
+    split = make_split(images, config.split, config.seed)
+    place = (work or work_folder()) / path.stem
+    checkpoint = place / "checkpoint.pt"
+    with only_here(place):
+        if path.exists() and not repeat:  # finished by another process meanwhile
+            return load_record(path)
+        if repeat:
+            checkpoint.unlink(missing_ok=True)
+        trained = train(config, images, split, checkpoint=checkpoint, progress=progress)
+        record = make_record(config, images, split, trained)
+        save_model(trained.small, place / "model.safetensors", classes=images.classes, mean=images.mean, std=images.std)
+        save_record(record, path)
+        checkpoint.unlink(missing_ok=True)
+    return record
+
+
+class RunBusy(ValueError):
+    """Another process is at work on the same run."""
+
+
+@contextmanager
+def only_here(place: Path) -> Iterator[None]:
+    """Hold a run's folder against other processes; the operating system lets go of it however this one ends.
+
+    Args:
+        place: the run's folder; it is made.
+
+    Raises:
+        RunBusy: another process holds it.
+    """
+    place.mkdir(parents=True, exist_ok=True)
+    with open(place / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunBusy(f"run {place.name} is under way in another process") from None
+        yield
+
+
+def make_record(config: RunConfig, images: ImageSet, split: Split, trained: Trained) -> Record:
+    """Measure a trained run and write down all that its table rows need.
+
+    Args:
+        config: the run.
+        images: its images.
+        split: its parts.
+        trained: what `bpl.train.train` returned.
+
+    Returns:
+        The record.
+    """
+    small = trained.small.to(memory_format=torch.channels_last)
+    images = images.to(next(small.parameters()).device)
+    dense = build_model(config.arch, len(images.classes), config.image_size, config.width).to(images.images.device)
+    logits = predict(small, images, split.test)
+    return Record(
+        name=config.run_name(images.source),
+        config=config.to_dict(),
+        data={
+            "source": images.source,
+            "name": images.name,
+            "digest": images.digest,
+            "split_digest": split.digest,
+            "train": len(split.train),
+            "validation": len(split.validation),
+            "test": len(split.test),
+            "classes": len(images.classes),
+        },
+        accuracy=accuracies(small, images, split, trained.curves),
+        curves=trained.curves,
+        cost={
+            "macs": count_macs(small, config.image_size),
+            "params": count_params(small),
+            "dense_macs": count_macs(dense, config.image_size),
+            "dense_params": count_params(dense),
+            "training_macs": trained.training_macs,
+            "latency": dataclasses.asdict(measure_latency(small, config.image_size, LATENCY_BATCH)),
+            "dense_latency": dataclasses.asdict(measure_latency(dense, config.image_size, LATENCY_BATCH)),
+        },
+        equivalence=equivalence(trained.network, logits, images, split.test),
+        widths={name: module.out_channels for name, module in small.named_modules() if isinstance(module, nn.Conv2d)},
+        environment=_environment(images.images.device),
+        seconds=round(trained.seconds, 2),
+    )
+
+
+def accuracies(small: nn.Module, images: ImageSet, split: Split, curves: dict[str, list[float]]) -> dict[str, Any]:
+    """Top-1 in percent, by every rule for choosing the epoch.
+
+    Args:
+        small: the shipped network; measured in float32.
+        images: the images.
+        split: the parts.
+        curves: the training's curves, measured in the training's precision.
+
+    Returns:
+        ``test`` and ``validation`` of the shipped network (last epoch's weights), ``test_at_best_validation`` (first
+        such epoch at the final size), ``best_test`` (chosen on the test part: not a fair number, kept to stand beside
+        numbers obtained that way), and the epochs, counted from 1.
+    """
+
+    def measured(indices: Tensor) -> float | None:
+        if not len(indices):
+            return None
+        return top1(predict(small, images, indices), images.labels[indices.to(images.labels.device)])
+
+    epochs = [i for i, at_size in enumerate(curves["at_size"]) if at_size]
+    best_test = max(epochs, key=curves["test"].__getitem__)
+    result: dict[str, Any] = {
+        "test": measured(split.test),
+        "validation": measured(split.validation),
+        "best_test": curves["test"][best_test],
+        "best_test_epoch": best_test + 1,
+        "test_at_best_validation": None,
+        "best_validation_epoch": None,
+    }
+    if "validation" in curves:
+        best = max(epochs, key=curves["validation"].__getitem__)
+        result |= {"test_at_best_validation": curves["test"][best], "best_validation_epoch": best + 1}
+    return result
+
+
+def equivalence(network: nn.Module, shipped: Tensor, images: ImageSet, indices: Tensor) -> dict[str, float]:
+    """How far the shipped network's logits are from the trained network's.
+
+    Args:
+        network: the network as trained, in evaluation mode.
+        shipped: (n, classes) logits of the shipped network.
+        images: the images.
+        indices: (n,) which images.
+
+    Returns:
+        ``relative_error`` = largest absolute difference over the largest absolute logit, and ``same_top1`` = share of
+        images with the same predicted class.
+    """
+    trained = predict(network, images, indices)
+    return {
+        "relative_error": float((trained - shipped).abs().max() / trained.abs().max()),
+        "same_top1": float((trained.argmax(1) == shipped.argmax(1)).double().mean()),
+    }
+
+
+def _environment(device: torch.device) -> dict[str, Any]:
+    import torchvision
+
+    return {
+        "source": source_digest(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "machine": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
+    }

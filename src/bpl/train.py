@@ -1,0 +1,232 @@
+"""The one training loop, shared by all methods, so that they differ in one file each.
+
+Everything that draws chance is seeded by (seed, epoch), the learning rate is a function of the step, and the state of
+a run is its weights, its momentum and its masks: a run that was killed and resumed ends, on the CPU, with the weights of
+one that was not.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from bpl.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from bpl.config import RunConfig
+from bpl.data import ImageSet, Split, augment, batches, normalise
+from bpl.measure import count_macs
+from bpl.methods import REGISTRY, Method, Training
+from bpl.models import build_model
+from bpl.schedule import SCHEDULES
+
+CHECKPOINT_SECONDS = 20.0  # between two checkpoints: at most this much work is lost to a kill
+EVALUATION_BATCH = 256  # images
+
+
+@dataclass
+class Trained:
+    """What a training leaves.
+
+    Attributes:
+        network: the network as trained: with partners, and with masked channels where they were not removed.
+        small: the ordinary network that ships.
+        method: the method, with its masks.
+        curves: name -> one value an epoch.
+        training_macs: multiply-accumulates of all training steps (forward and backward, 3 x forward).
+        seconds: wall time of the training, without evaluation and checkpoints.
+    """
+
+    network: nn.Module
+    small: nn.Module
+    method: Method
+    curves: dict[str, list[float]] = field(default_factory=dict)
+    training_macs: int = 0
+    seconds: float = 0.0
+
+
+@torch.no_grad()
+def predict(model: Callable[[Tensor], Tensor], images: ImageSet, indices: Tensor) -> Tensor:
+    """Logits of part of a data set.
+
+    Args:
+        model: a network in evaluation mode.
+        images: the data set, on the network's device.
+        indices: (n,) which images.
+
+    Returns:
+        (n, classes) float32, in the order of `indices`.
+    """
+    logits = [
+        model(normalise(batch, images.mean, images.std).contiguous(memory_format=torch.channels_last)).float()
+        for batch, _ in batches(images.images, images.labels, indices, EVALUATION_BATCH, None)
+    ]
+    return torch.cat(logits)
+
+
+def top1(logits: Tensor, labels: Tensor) -> float:
+    """Share of the images whose largest logit is their class, in percent."""
+    return 100.0 * (logits.argmax(1) == labels).double().mean().item()
+
+
+def _seed_of(seed: int, epoch: int, what: int) -> int:
+    """One seed per run, epoch and purpose."""
+    return (seed * 1_000_003 + epoch) * 16 + what
+
+
+def train(
+    config: RunConfig,
+    images: ImageSet,
+    split: Split,
+    *,
+    checkpoint: Path | None = None,
+    progress: bool = True,
+) -> Trained:
+    """Train one network by one method.
+
+    Args:
+        config: the run.
+        images: the data set, pixels as uint8.
+        split: which images are for training, validation and test. The test part is measured, never used.
+        checkpoint: file to resume from, if it exists, and to save to; None for neither.
+        progress: show a progress bar on standard error.
+
+    Returns:
+        The trained and the shipped network, and the curves.
+
+    Raises:
+        CheckpointError: the checkpoint is corrupt or of another run.
+        FloatingPointError: the loss is no longer finite.
+    """
+    from lightning_fabric import Fabric
+
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # what it would say is in the record
+    mixed = {"float32": "32-true", "bf16": "bf16-mixed"}
+    fabric = Fabric(accelerator=config.device, devices=1, precision=mixed[config.precision])
+    images = images.to(fabric.device)
+    torch.manual_seed(config.seed)
+    method = REGISTRY[config.method](config)
+    model = build_model(config.arch, len(images.classes), config.image_size, config.width)
+    model = method.prepare(model)
+
+    state = _resume(checkpoint, config, split)
+    if state is not None:
+        model = method.restore(model, state["method"])
+        model.load_state_dict(state["model"])
+    model = model.to(fabric.device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(
+        model.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay, fused=True
+    )
+    training = Training(model, optimizer, epoch=0, epochs=config.epochs)
+    out = Trained(model, model, method)
+    if state is not None:
+        optimizer.load_state_dict(state["optimizer"])
+        training.epoch, out.curves = state["epoch"], state["curves"]
+        out.training_macs, out.seconds = state["training_macs"], state["seconds"]
+
+    saved, counted, macs = time.monotonic(), None, 0
+    bar = tqdm(total=config.epochs, initial=training.epoch, desc=config.method, unit="epoch", disable=not progress)
+    while training.epoch < config.epochs:
+        started = time.monotonic()
+        module = fabric.setup_module(training.model, move_to_device=False)
+        if counted is not training.model:
+            counted, macs = training.model, count_macs(training.model, config.image_size)
+        loss, seen = _epoch(config, images, split.train, training, module, method, fabric)
+        out.training_macs += 3 * macs * seen
+        training.epoch += 1
+        added = method.after_epoch(training)
+        out.seconds += time.monotonic() - started
+
+        shipped = fabric.setup_module(method.as_shipped(training.model), move_to_device=False).eval()
+        row = {"loss": loss, "learning_rate": training.optimizer.param_groups[0]["lr"], **added}
+        for part, indices in (("validation", split.validation), ("test", split.test)):
+            if len(indices):
+                row[part] = top1(predict(shipped, images, indices), images.labels[indices.to(images.labels.device)])
+        row["at_size"] = float(method.at_size(training))
+        for name, value in row.items():
+            out.curves.setdefault(name, []).append(value)
+        bar.set_postfix(loss=f"{loss:.3f}", test=f"{row['test']:.1f}")
+        bar.update()
+        if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
+            _save(checkpoint, config, split, training, method, out)
+            saved, counted, macs = time.monotonic(), None, 0
+    bar.close()
+    out.network = training.model.eval()
+    out.small = method.finish(out.network).eval()
+    return out
+
+
+def _epoch(
+    config: RunConfig,
+    images: ImageSet,
+    indices: Tensor,
+    training: Training,
+    module: nn.Module,
+    method: Method,
+    fabric: Any,
+) -> tuple[float, int]:
+    """One pass over the training part; returns the mean loss and the number of images seen."""
+    device = images.images.device
+    torch.manual_seed(_seed_of(config.seed, training.epoch, 0))  # dropout
+    chance = torch.Generator(device).manual_seed(_seed_of(config.seed, training.epoch, 1))
+    drop_last = len(indices) > config.batch_size  # a last batch of one image would break batch normalisation
+    steps_an_epoch = len(indices) // config.batch_size if drop_last else 1
+    step = training.epoch * steps_an_epoch
+    total, seen = torch.zeros((), device=device), 0
+    module.train()
+    order = _seed_of(config.seed, training.epoch, 2)
+    for batch, labels in batches(images.images, images.labels, indices, config.batch_size, order, drop_last):
+        rate = SCHEDULES[config.schedule](step, steps_an_epoch * config.epochs, config.learning_rate)
+        for group in training.optimizer.param_groups:
+            group["lr"] = rate
+        x = normalise(augment(batch, config.augmentation, config.image_size, chance), images.mean, images.std)
+        logits = module(x.contiguous(memory_format=torch.channels_last))  # (B, classes)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
+        added = method.loss(training.model)
+        fabric.backward(loss if added is None else loss + added)
+        training.optimizer.step()
+        training.optimizer.zero_grad()
+        method.after_step(training)
+        total += loss.detach()  # stays on the device: no synchronisation within an epoch
+        step, seen = step + 1, seen + len(batch)
+    mean = float(total) / steps_an_epoch
+    if mean != mean or mean == float("inf"):
+        raise FloatingPointError(
+            f"the loss became {mean} in epoch {training.epoch + 1} of {config.epochs} (learning rate {rate:.2g}): "
+            "lower learning_rate or diversity_weight"
+        )
+    return mean, seen
+
+
+def _run_id(config: RunConfig, split: Split) -> str:
+    """What a checkpoint must belong to: the config, and the images behind the split."""
+    return f"{config.identity('any')} {split.digest}"
+
+
+def _save(path: Path, config: RunConfig, split: Split, training: Training, method: Method, out: Trained) -> None:
+    state = {
+        "run": _run_id(config, split),
+        "epoch": training.epoch,
+        "model": training.model.state_dict(),
+        "optimizer": training.optimizer.state_dict(),
+        "method": method.state(),
+        "curves": out.curves,
+        "training_macs": out.training_macs,
+        "seconds": out.seconds,
+    }
+    save_checkpoint(path, state)
+
+
+def _resume(path: Path | None, config: RunConfig, split: Split) -> dict[str, Any] | None:
+    """The state to go on from, or None to start anew."""
+    if path is None or not path.exists():
+        return None
+    state = load_checkpoint(path)
+    if state["run"] != _run_id(config, split):
+        raise CheckpointError(f"checkpoint {path} belongs to another run or other images: delete it to start anew")
+    return state

@@ -1,0 +1,334 @@
+"""Finding, listing, decoding and caching images."""
+
+import errno
+import os
+import stat
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bpl import atomic
+from bpl.atomic import write_atomic
+from bpl.data import CARDS, DataError, load_images
+from bpl.data import cache as cache_module
+from bpl.data.folders import MAX_PIXELS, decode, list_images
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """No test reads or writes the user's cache, nor finds the user's images."""
+    monkeypatch.setenv("BPL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("BPL_DATA", raising=False)
+    return tmp_path / "cache"
+
+
+def make_tree(folder, classes=("a", "b"), per_class=3, suffix=".png", size=(12, 12)):
+    """A tree of noise images, seeded."""
+    generator = np.random.default_rng(0)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for index in range(per_class):
+            pixels = generator.integers(0, 256, (*size, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{name}{index:02d}{suffix}")
+    return folder
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Tiny drawn scenes in place of the slow real ones."""
+    import bpl.data.synthetic as synthetic
+
+    calls = []
+
+    def draw_scenes(image_size, images_per_class=100, seed=0):
+        calls.append(image_size)
+        labels = np.repeat(np.arange(len(synthetic.CLASSES)), images_per_class)
+        pixels = np.random.default_rng(seed).integers(0, 256, (len(labels), image_size, image_size, 3), dtype=np.uint8)
+        return pixels, labels
+
+    monkeypatch.setattr(synthetic, "draw_scenes", draw_scenes)
+    return calls
+
+
+def test_a_tree_is_listed_in_sorted_order_and_other_files_are_passed_over(tmp_path):
+    tree = make_tree(tmp_path / "set", classes=("b", "a", "C"))
+    (tree / "a" / "Thumbs.db").write_bytes(b"x")
+    (tree / "a" / "notes.txt").write_text("x")
+    (tree / "a" / "._a00.png").write_bytes(b"x")
+    (tree / ".git").mkdir()
+    (tree / "readme.txt").write_text("x")
+    images = load_images(str(tree), 8, progress=False)
+    assert images.classes == ("C", "a", "b")
+    assert images.files == tuple(f"{name}/{name}0{i}.png" for name in ("C", "a", "b") for i in range(3))
+    assert images.images.shape == (9, 3, 8, 8) and images.images.dtype == torch.uint8
+    assert images.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2] and images.labels.dtype == torch.int64
+    assert (images.name, images.source, images.root) == ("set", "real", tree.resolve())
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".TIFF", ".png", ".PNG"])
+def test_every_lossless_suffix_keeps_the_pixels(tmp_path, suffix):
+    tree = make_tree(tmp_path / "set", suffix=suffix)
+    images = load_images(str(tree), 12, progress=False)
+    expected = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    assert np.array_equal(images.images[0].permute(1, 2, 0).numpy(), expected)
+
+
+def test_the_digest_covers_pixels_names_and_labels(tmp_path):
+    one = load_images(str(make_tree(tmp_path / "one")), 8, progress=False)
+    same = load_images(str(make_tree(tmp_path / "same")), 8, progress=False)
+    renamed = load_images(str(make_tree(tmp_path / "renamed", classes=("a", "c"))), 8, progress=False)
+    larger = load_images(str(tmp_path / "one"), 9, progress=False)
+    assert one.digest == same.digest
+    assert len({one.digest, renamed.digest, larger.digest}) == 3
+
+
+def test_statistics_of_an_unknown_set_are_those_of_its_pixels(tmp_path):
+    images = load_images(str(make_tree(tmp_path / "set")), 12, progress=False)
+    pixels = images.images.double() / 255
+    assert torch.allclose(torch.tensor(images.mean).double(), pixels.mean(dim=(0, 2, 3)))
+    assert torch.allclose(torch.tensor(images.std).double(), pixels.std(dim=(0, 2, 3), correction=0))
+
+
+def save_gradient(path, mode, **options):
+    """An image whose right half is bright, in a given mode."""
+    grey = np.zeros((16, 16), dtype=np.uint8)
+    grey[:, 8:] = 200
+    if mode == "I;16":
+        image = Image.fromarray(grey.astype(np.uint16) * 257)
+    elif mode == "F":
+        image = Image.fromarray(grey.astype(np.float32))
+    elif mode == "P":
+        image = Image.fromarray(grey).convert("RGB").quantize(4)
+    else:
+        image = Image.fromarray(grey).convert(mode)
+    image.save(path, **options)
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix", "tolerance"),
+    [
+        ("L", "png", 0),
+        ("P", "png", 2),
+        ("LA", "png", 0),
+        ("RGBA", "png", 0),
+        ("I;16", "png", 0),
+        ("I;16", "tif", 0),
+        ("F", "tif", 0),
+        ("CMYK", "tif", 0),
+        ("CMYK", "jpg", 6),
+    ],
+)
+def test_every_mode_becomes_the_same_rgb(tmp_path, mode, suffix, tolerance):
+    path = tmp_path / f"image.{suffix}"
+    save_gradient(path, mode)
+    pixels = decode(path, 16).astype(int)
+    assert abs(pixels[:, :8]).max() <= tolerance
+    assert abs(pixels[:, 8:] - 200).max() <= tolerance
+
+
+def test_two_colour_images_and_transparent_ones(tmp_path):
+    Image.new("1", (16, 16), 1).save(tmp_path / "bits.png")
+    assert (decode(tmp_path / "bits.png", 8) == 255).all()
+    Image.new("RGBA", (16, 16), (255, 0, 0, 0)).save(tmp_path / "unseen.png")
+    assert (decode(tmp_path / "unseen.png", 8) == 0).all()
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    pixels = np.zeros((16, 16, 3), dtype=np.uint8)
+    pixels[:8] = 255  # bright above
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by 180 degrees
+    Image.fromarray(pixels).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    decoded = decode(tmp_path / "turned.jpg", 16)
+    assert decoded[:8].max() < 60 and decoded[8:].min() > 200
+
+
+def test_oblong_images_keep_their_middle_and_fine_stripes_average_out(tmp_path):
+    pixels = np.zeros((20, 60, 3), dtype=np.uint8)
+    pixels[:, 20:40] = 255
+    Image.fromarray(pixels).save(tmp_path / "oblong.png")
+    decoded = decode(tmp_path / "oblong.png", 10)
+    assert (decoded[:, 1:-1] == 255).all() and decoded.min() > 200  # antialiasing looks a little beyond the crop
+    stripes = np.zeros((64, 64, 3), dtype=np.uint8)
+    stripes[:, ::2] = 255
+    Image.fromarray(stripes).save(tmp_path / "stripes.png")
+    assert abs(decode(tmp_path / "stripes.png", 8).astype(int) - 127).max() < 16
+    Image.new("RGB", (1, 9000), (9, 9, 9)).save(tmp_path / "strip.png")
+    assert (decode(tmp_path / "strip.png", 64) == 9).all()
+
+
+def test_damaged_files_are_named(tmp_path):
+    tree = make_tree(tmp_path / "set", size=(64, 64))
+    whole = (tree / "a" / "a01.png").read_bytes()
+    (tree / "a" / "a01.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="a01.png"):
+        load_images(str(tree), 8, progress=False)
+    (tree / "a" / "a01.png").write_bytes(b"no image at all")
+    with pytest.raises(DataError, match=r"a01.png' cannot be decoded"):
+        load_images(str(tree), 8, progress=False)
+    assert not list((tmp_path / "cache").glob("*")) if (tmp_path / "cache").exists() else True
+
+
+def test_hostile_sizes_are_refused(tmp_path, monkeypatch):
+    side = int(MAX_PIXELS**0.5) + 1
+    Image.new("1", (side, side)).save(tmp_path / "large.png")
+    with pytest.raises(DataError, match=f"{side} x {side} pixels; at most 50,000,000"):
+        decode(tmp_path / "large.png", 8)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(DataError, match="large.png' is refused"):
+        decode(tmp_path / "large.png", 8)
+    for size in (0, -5, 7, 5000, 64.0, True):
+        with pytest.raises(DataError, match="allowed are whole numbers of pixels from 8 to 1024"):
+            load_images("ucm", size)
+
+
+def test_trees_that_cannot_be_learnt_from(tmp_path):
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError, match="holds 0 class folders"):
+        load_images(str(tmp_path / "none"), 8)
+    make_tree(tmp_path / "one", classes=("only",))
+    with pytest.raises(DataError, match=r"holds 1 class folders \(only\)"):
+        load_images(str(tmp_path / "one"), 8)
+    (make_tree(tmp_path / "empty") / "c").mkdir()
+    with pytest.raises(DataError, match="c' holds no images; allowed are .jpeg"):
+        load_images(str(tmp_path / "empty"), 8)
+    with pytest.raises(DataError, match="unknown dataset 'ucmm'; allowed are ucm, nwpu"):
+        load_images("ucmm", 8)
+    with pytest.raises(DataError, match="is not a folder"):
+        list_images(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("layout", ["UCMerced_LandUse/Images", "UCMerced_LandUse", "."])
+@pytest.mark.parametrize("how", ["argument", "environment"])
+def test_a_known_set_is_found_in_every_layout(tmp_path, monkeypatch, capsys, layout, how):
+    root = tmp_path / "root"
+    make_tree(root / layout, classes=CARDS["ucm"].classes, per_class=1, suffix=".tif")
+    if how == "environment":
+        monkeypatch.setenv("BPL_DATA", str(root))
+    images = load_images("ucm", 8, data=str(root) if how == "argument" else "auto", progress=False)
+    assert (images.name, images.source, images.root) == ("ucm", "real", root)
+    assert images.classes == CARDS["ucm"].classes and images.mean == CARDS["ucm"].mean
+    captured = capsys.readouterr()
+    assert captured.out == "" and "holds 21 images, 'ucm' stands for 2,100" in captured.err
+
+
+def test_a_share_does_not_run_under_the_name_of_the_whole(tmp_path):
+    root = tmp_path / "root"
+    make_tree(root / "NWPU-RESISC45", classes=CARDS["nwpu"].classes, per_class=1)
+    with pytest.raises(DataError, match="holds 45 of the 31,500 images of 'nwpu'.*'nwpu-45'"):
+        load_images("nwpu", 8, data=str(root))
+    assert len(load_images("nwpu-45", 8, data=str(root), progress=False).classes) == 45
+    assert load_images("nwpu-21", 8, data=str(root), progress=False).classes == CARDS["nwpu-21"].classes
+    assert set(CARDS["nwpu-21"].classes) < set(CARDS["nwpu"].classes) and len(CARDS["nwpu-21"].classes) == 21
+
+
+def test_missing_classes_are_named(tmp_path):
+    make_tree(tmp_path / "UCMerced_LandUse", classes=CARDS["ucm"].classes[:-2], per_class=1)
+    with pytest.raises(DataError, match="lacks 2 of 21 class folders: storagetanks, tenniscourt"):
+        load_images("ucm", 8, data=str(tmp_path))
+
+
+def test_without_images_auto_draws_and_says_so_and_real_refuses(tmp_path, monkeypatch, capsys, drawn):
+    monkeypatch.setenv("BPL_DATA", str(tmp_path / "nothing"))
+    images = load_images("ucm", 8)
+    assert (images.name, images.source, images.root, len(images.files)) == ("ucm", "synthetic", None, 2100)
+    assert len(set(images.files)) == 2100 and images.mean != CARDS["ucm"].mean
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1 and "synthetic" in printed and str(tmp_path) not in printed
+    with pytest.raises(DataError, match="nothing.*UCMerced_LandUse/Images.*bpl.data.download"):
+        load_images("ucm", 8, data="real")
+    with pytest.raises(DataError, match="ask its authors"):
+        load_images("aid", 8, data="real")
+    with pytest.raises(DataError, match="allowed are auto, real, synthetic"):
+        load_images("ucm", 8, data="sinthetic")
+
+
+def test_synthetic_is_quiet_cached_and_the_same_again(capsys, drawn):
+    first = load_images("synthetic", 8)
+    again = load_images("ucm", 8, data="synthetic")
+    assert capsys.readouterr().out == ""
+    assert len(drawn) == 1 and first.digest == again.digest and torch.equal(first.images, again.images)
+
+
+def test_the_cache_answers_and_notices_changed_files(tmp_path, monkeypatch):
+    tree = make_tree(tmp_path / "set")
+    first = load_images(str(tree), 8, progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr("bpl.data.folders.decode", lambda *_: pytest.fail("decoded in spite of the cache"))
+        assert load_images(str(tree), 8, progress=False).digest == first.digest
+    Image.new("RGB", (12, 12), (1, 2, 3)).save(tree / "a" / "a00.png")
+    changed = load_images(str(tree), 8, progress=False)
+    assert changed.digest != first.digest and changed.images[0, :, 0, 0].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "header", "empty", "longer"])
+def test_a_corrupt_cache_is_remarked_upon_and_decoded_again(tmp_path, own_cache, capsys, damage):
+    tree = make_tree(tmp_path / "set")
+    first = load_images(str(tree), 8, progress=False)
+    (entry,) = own_cache.iterdir()
+    content = bytearray(entry.read_bytes())
+    if damage == "flip":
+        content[-5] ^= 1
+    elif damage == "cut":
+        del content[-5:]
+    elif damage == "header":
+        content[:5] = b"\xff\xfe{]!"
+    elif damage == "longer":
+        content += b"x"
+    else:
+        content.clear()
+    entry.write_bytes(content)
+    capsys.readouterr()
+    again = load_images(str(tree), 8, progress=False)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and str(entry) in said and "not usable" in said
+    assert again.digest == first.digest and torch.equal(again.images, first.images)
+    load_images(str(tree), 8, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_costs_the_cache_not_the_run(tmp_path, own_cache, capsys, monkeypatch):
+    tree = make_tree(tmp_path / "set")
+    monkeypatch.setattr(os, "fsync", full_disk)
+    images = load_images(str(tree), 8, progress=False)
+    assert len(images.files) == 6
+    assert "not kept" in (said := capsys.readouterr().err) and "No space left" in said and said.count("\n") == 1
+    assert list(own_cache.iterdir()) == []
+
+
+def test_a_cache_folder_that_cannot_be_made_costs_the_cache_not_the_run(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("BPL_CACHE", str(tmp_path / "file" / "cache"))
+    assert len(load_images(str(make_tree(tmp_path / "set")), 8, progress=False).files) == 6
+    assert "not kept" in capsys.readouterr().err
+
+
+def test_the_cache_lies_where_it_is_told(monkeypatch):
+    monkeypatch.delenv("BPL_CACHE")
+    assert str(cache_module.cache_folder()).endswith("/.cache/bpl")
+    assert cache_module.cache_key(a=1) != cache_module.cache_key(a=2)
+
+
+def test_write_atomic_replaces_whole_and_with_ordinary_rights(tmp_path):
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+    write_atomic(path, (b"ne", memoryview(b"w")))
+    assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["file"]
+    (tmp_path / "plain").write_bytes(b"")
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_write_atomic_keeps_the_old_file_on_errors(tmp_path, monkeypatch, step):
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+    monkeypatch.setattr(atomic.os, step, full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
