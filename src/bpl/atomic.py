@@ -37,9 +37,11 @@ def write_atomic(path: str | Path, data: Buffer | Iterable[Buffer]) -> None:
         # mkstemp makes the file private; give it the mode an ordinary open() would have given.
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except BaseException:  # KeyboardInterrupt included: nothing half-written stays
+    except BaseException as error:  # KeyboardInterrupt included: nothing half-written stays
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # "No space left on device" alone does not say where
         raise
     _sync_folder(path.parent)
 

@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 a run failed (disk full, loss not finite), 2 bad input (one sentence on standard error).
 """
 
+import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,19 @@ from bpl.config import RunConfig
 
 Positional = tyro.conf.Positional
 
+# The fields of RunConfig without its checks: tyro only reads the words, and the config itself says what is wrong with
+# a value, in one sentence instead of a box.
+_Fields = dataclasses.make_dataclass(
+    "RunFields", [(f.name, f.type, dataclasses.field(default=f.default)) for f in dataclasses.fields(RunConfig)]
+)
+_Fields.__doc__ = RunConfig.__doc__
+
 
 @dataclass
 class Run:
     """Run one config to its record; a recorded run is only shown."""
 
-    config: tyro.conf.OmitArgPrefixes[RunConfig]
+    config: tyro.conf.OmitArgPrefixes[_Fields]
     out: Path | None = None
     """Results folder; data/results of the checkout where not given."""
     repeat: bool = False
@@ -30,7 +38,8 @@ class Run:
     def __call__(self) -> int:
         from bpl.run import run
 
-        record = run(self.config, folder=self.out, repeat=self.repeat, progress=not self.quiet)
+        config = RunConfig(**dataclasses.asdict(self.config))
+        record = run(config, folder=self.out, repeat=self.repeat, progress=not self.quiet)
         cost, accuracy = record.cost, record.accuracy
         print(f"{record.name} on {record.data['name']} ({record.data['source']} images)")
         print(f"  top-1 test {accuracy['test']:.2f} %, last epoch's weights")

@@ -6,6 +6,8 @@ A key that does not exist, or a value that is not allowed, is an error that name
 import dataclasses
 import hashlib
 import json
+import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,29 +29,32 @@ DEVICES = ("auto", "cpu", "cuda")
 # What a tier fills in where the config says None.
 TIERS: dict[str, dict[str, Any]] = {
     # live in notebooks and CI: about a minute on 2 cores
-    "quick": dict(
-        arch="resnet18", width=16, image_size=64, epochs=8, batch_size=64, schedule="one-cycle", learning_rate=0.1,
-        weight_decay=5e-4, augmentation="crop-flip", precision="bf16", diversity_weight=1.0,
-    ),
+    "quick": {
+        "arch": "resnet18", "width": 16, "image_size": 64, "epochs": 8, "batch_size": 64, "schedule": "one-cycle",
+        "learning_rate": 0.1, "weight_decay": 5e-4, "augmentation": "crop-flip", "precision": "bf16",
+        "diversity_weight": 1.0,
+    },
     # the recorded tables without a GPU: minutes a run
-    "cpu": dict(
-        arch="resnet18", width=32, image_size=64, epochs=60, batch_size=64, schedule="one-cycle", learning_rate=0.1,
-        weight_decay=5e-4, augmentation="crop-flip", precision="bf16", diversity_weight=1.0,
-    ),
+    "cpu": {
+        "arch": "resnet18", "width": 32, "image_size": 64, "epochs": 60, "batch_size": 64, "schedule": "one-cycle",
+        "learning_rate": 0.1, "weight_decay": 5e-4, "augmentation": "crop-flip", "precision": "bf16",
+        "diversity_weight": 1.0,
+    },
     # the paper's own scale, with the released code's schedule and weight of the diversity loss
-    "paper": dict(
-        arch="resnet50", width=None, image_size=256, epochs=300, batch_size=64, schedule="released",
-        learning_rate=1e-3, weight_decay=1e-4, augmentation="released", precision="bf16", diversity_weight=0.01,
-    ),
+    "paper": {
+        "arch": "resnet50", "width": None, "image_size": 256, "epochs": 300, "batch_size": 64, "schedule": "released",
+        "learning_rate": 1e-3, "weight_decay": 1e-4, "augmentation": "released", "precision": "bf16",
+        "diversity_weight": 0.01,
+    },
 }  # fmt: skip
 
-# What a method fills in where the config says None: criterion, mask, and the share of the epochs after which it freezes.
+# What a method fills in where the config says None. freeze_at is a share of the epochs.
 _PRUNING: dict[str, dict[str, Any]] = {
-    "bpl": dict(criterion="l2", mask="soft", freeze_at=0.3),
-    "l1": dict(criterion="l1", mask="hard", freeze_at=0.5),
-    "random": dict(criterion="random", mask="hard", freeze_at=0.5),
-    "sfp": dict(criterion="l2", mask="soft", freeze_at=0.8),
-    "fpgm": dict(criterion="fpgm", mask="soft", freeze_at=0.8),
+    "bpl": {"criterion": "l2", "mask": "soft", "freeze_at": 0.3},
+    "l1": {"criterion": "l1", "mask": "hard", "freeze_at": 0.5},
+    "random": {"criterion": "random", "mask": "hard", "freeze_at": 0.5},
+    "sfp": {"criterion": "l2", "mask": "soft", "freeze_at": 0.8},
+    "fpgm": {"criterion": "fpgm", "mask": "soft", "freeze_at": 0.8},
 }
 
 # Fields that only some methods read; elsewhere they are set to None so that they do not split one run into two.
@@ -64,6 +69,13 @@ _ONLY_FOR: dict[str, tuple[str, ...]] = {
     "scope": tuple(m for m in METHODS if m != "dense"),
     "round_to": tuple(m for m in METHODS if m != "dense"),
 }
+
+# What every method starts from where a config says None; a config that says so and one that says nothing are one run.
+_USUAL: dict[str, Any] = {
+    "scope": "inner", "round_to": 1, "mask_every": 1, "slim_at_freeze": True, "diversity_form": "stage-cosine",
+}  # fmt: skip
+
+_FLOATS = ("ratio", "learning_rate", "momentum", "weight_decay", "label_smoothing", "freeze_at", "diversity_weight")
 
 _NOT_IDENTITY = ("device",)  # where a run was computed is in its record, but does not make it another run
 
@@ -80,7 +92,7 @@ class RunConfig:
         seed: seed of the split, the weights, the order of the batches and the augmentation.
         tier: quick, cpu or paper: what the fields left None are filled from.
         epochs: passes over the training part.
-        data: auto (real images where found, else drawn scenes), real, synthetic, or the folder that holds the data sets.
+        data: auto (real images where found, else drawn scenes), real, synthetic, or the folder of the data sets.
         split: protocol (70 % training, 10 % validation, 20 % test), paper (80/20) or aitlas (60/20/20 from files).
         image_size: height and width in pixels.
         width: filters of the first stage; None for the network's published width.
@@ -140,9 +152,12 @@ class RunConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        for name in ("dataset", "data"):
+            if isinstance(getattr(self, name), os.PathLike):
+                object.__setattr__(self, name, os.fspath(getattr(self, name)))  # a record holds plain values only
         _one_of("tier", self.tier, tuple(TIERS))
         _one_of("method", self.method, METHODS)
-        filled = TIERS[self.tier] | _PRUNING.get(self.method, {})
+        filled = _USUAL | TIERS[self.tier] | _PRUNING.get(self.method, {})
         if self.arch not in (None, filled["arch"]):
             filled = filled | {"width": None}  # a tier's width belongs to its own network
         for name, value in filled.items():
@@ -154,11 +169,17 @@ class RunConfig:
         if self.method == "dense":
             object.__setattr__(self, "ratio", 0.0)
         self._check()
+        for name in _FLOATS:  # 0 and 0.0 are one run
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else float(value))
 
     def _check(self) -> None:
+        for name in ("dataset", "data"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} is {getattr(self, name)!r}: it must be a name or the path of a folder")
         if self.dataset not in CARDS and not Path(self.dataset).is_dir():
             raise ValueError(
-                f"unknown data set {self.dataset!r}: allowed are {', '.join(CARDS)}, or a folder with one folder a class"
+                f"unknown data set {self.dataset!r}: allowed are {', '.join(CARDS)}, or a folder of class folders"
             )
         if self.data not in ("auto", "real", "synthetic") and not Path(self.data).is_dir():
             raise ValueError(f"data is {self.data!r}: allowed are auto, real, synthetic, or an existing folder")
@@ -178,15 +199,18 @@ class RunConfig:
         _within("ratio", self.ratio, 0, 1)
         _within("label_smoothing", self.label_smoothing, 0, 1)
         _within("momentum", self.momentum, 0, 1)
-        if self.freeze_at is not None and not 0 < self.freeze_at <= 1:
-            raise ValueError(f"freeze_at is {self.freeze_at}: it must be more than 0 and at most 1")
-        for name, least in (("epochs", 1), ("batch_size", 2), ("image_size", 32), ("width", 1), ("seed", 0)):
+        if self.freeze_at is not None and not (_is_number(self.freeze_at) and 0 < self.freeze_at <= 1):
+            raise ValueError(f"freeze_at is {self.freeze_at!r}: it must be more than 0 and at most 1")
+        if self.slim_at_freeze is not None and not isinstance(self.slim_at_freeze, bool):
+            raise ValueError(f"slim_at_freeze is {self.slim_at_freeze!r}: allowed are True and False")
+        for name, least in (("epochs", 1), ("batch_size", 2), ("image_size", 32), ("seed", 0)):
             _whole(name, getattr(self, name), least)
-        for name in ("round_to", "mask_every"):
-            _whole(name, getattr(self, name), 1)
+        for name in ("width", "round_to", "mask_every"):
+            if getattr(self, name) is not None:
+                _whole(name, getattr(self, name), 1)
         for name in ("learning_rate", "weight_decay", "diversity_weight"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value < float("inf"):
+            if value is not None and not (_is_number(value) and 0 <= value < float("inf")):
                 raise ValueError(f"{name} is {value!r}: it must be a number of at least 0")
 
     @classmethod
@@ -228,16 +252,17 @@ class RunConfig:
 
     def command(self) -> str:
         """The command that makes this run: what differs from the tier's and method's defaults."""
-        plain = RunConfig(dataset=self.dataset, method=self.method, tier=self.tier)
+        plain = RunConfig(dataset=self.dataset, method=self.method, tier=self.tier, arch=self.arch)
+        usual = plain.to_dict() | {"arch": TIERS[self.tier]["arch"]}
         tier = f" --tier {self.tier}" if self.tier != RunConfig.tier else ""
-        words = [f"bpl run --dataset {self.dataset} --method {self.method}{tier}"]
+        words = [f"bpl run --dataset {shlex.quote(self.dataset)} --method {self.method}{tier}"]
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             always = field.name in ("ratio", "seed") and not (field.name == "ratio" and self.method == "dense")
             if field.name in ("dataset", "method", "tier", *_NOT_IDENTITY) or value is None:
                 continue
-            if always or value != getattr(plain, field.name):
-                words.append(f"--{field.name.replace('_', '-')} {value}")
+            if always or value != usual[field.name]:
+                words.append(f"--{field.name.replace('_', '-')} {shlex.quote(str(value))}")
         return " ".join(words)
 
 
@@ -246,11 +271,15 @@ def _one_of(what: str, value: Any, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"unknown {what} {value!r}: allowed are {', '.join(allowed)}")
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _within(what: str, value: Any, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < high:
+    if not (_is_number(value) and low <= value < high):
         raise ValueError(f"{what} is {value!r}: it must be at least {low} and less than {high}")
 
 
 def _whole(what: str, value: Any, least: int) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{what} is {value!r}: it must be a whole number of at least {least}")

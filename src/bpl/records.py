@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas
 
 SCHEMA = 1
+_TABLES = ("config", "data", "accuracy", "curves", "cost", "equivalence", "widths", "environment")
 
 
 class RecordError(ValueError):
@@ -79,7 +80,7 @@ def record_path(config: RunConfig, source: str, folder: Path | None = None) -> P
         source: "real" or "synthetic"; drawn scenes that stand in for a data set have a folder of their own.
         folder: the results folder; None for the checkout's.
     """
-    dataset = Path(config.dataset).name
+    dataset = Path(config.dataset).resolve().name  # "." has a name too
     if source == "synthetic" and dataset != "synthetic":
         dataset = f"{dataset}-drawn"
     return (folder or results_folder()) / dataset / f"{config.run_name(source)}.json"
@@ -130,6 +131,9 @@ def load_record(path: Path) -> Record:
         raise RecordError(f"record {path} has unknown keys: {', '.join(unknown)}")
     if values["state"] != "finished":
         raise RecordError(f"record {path} is in state {values['state']!r}: only finished runs count")
+    for key in _TABLES:
+        if not isinstance(values[key], dict):
+            raise RecordError(f"record {path} has {key} {values[key]!r}: it must be a mapping")
     return Record(**values)
 
 
@@ -159,7 +163,12 @@ def load_records(folder: Path | None = None, **where: Any) -> "pandas.DataFrame"
     import pandas
 
     folder = folder or results_folder()
-    rows = [_row(path.relative_to(folder), record) for path, record in iterate_records(folder)]
+    rows = []
+    for path, record in iterate_records(folder):
+        try:
+            rows.append(_row(path.relative_to(folder), record))
+        except (KeyError, TypeError, ZeroDivisionError) as error:
+            raise RecordError(f"record {path} lacks a number of its table row: {error}") from error
     columns = list(rows[0]) if rows else [f.name for f in dataclasses.fields(RunConfig)] + ["source"]
     table = pandas.DataFrame(rows, columns=columns)
     for column, wanted in where.items():
@@ -186,10 +195,17 @@ def _row(path: Path, record: Record) -> dict[str, Any]:
     }
 
 
-def source_digest() -> str:
-    """SHA-256 (first 16 hex digits) over the library's Python files: which code made a record."""
+def _digest_of_source() -> str:
     package = Path(__file__).parent
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
+
+
+_SOURCE = _digest_of_source()  # now, not when a record is written hours later: files may have been edited meanwhile
+
+
+def source_digest() -> str:
+    """SHA-256 (first 16 hex digits) over the library's Python files as imported: which code made a record."""
+    return _SOURCE

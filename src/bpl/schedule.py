@@ -23,7 +23,7 @@ def one_cycle(step: int, steps: int, highest: float, *, warm_up: float = 0.3, st
 
 
 def released(step: int, steps: int, highest: float) -> float:
-    """A tenth of the rate after half of the steps, a hundredth after three quarters (released BPL code: 150, 225 of 300)."""
+    """A tenth of the rate after half of the steps, a hundredth after three quarters (released: 150 and 225 of 300)."""
     return highest * (1.0 if step < steps // 2 else 0.1 if step < 3 * steps // 4 else 0.01)
 
 

@@ -41,7 +41,7 @@ def load_grid(path: Path) -> list[RunConfig]:
     """
     try:
         entries = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise GridError(f"grid {path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(entries, list) or not entries:
         raise GridError(f"grid {path} is not a list of run configs")
@@ -53,6 +53,8 @@ def load_grid(path: Path) -> list[RunConfig]:
             configs += _expand(entry)
         except (TypeError, ValueError) as error:
             raise GridError(f"grid {path}, entry {number}: {error}") from error
+    if not configs:
+        raise GridError(f"grid {path} stands for no run: one of its lists is empty")
     unique = list(dict.fromkeys(configs))
     return sorted(unique, key=lambda config: config.seed)  # stable: the file's order within a seed
 
@@ -119,7 +121,7 @@ def sweep(
     """
     result, started = Sweep(), time.monotonic()
     sources: dict[tuple, str] = {}
-    lacking: list[tuple[RunConfig, Path]] = []
+    lacking: dict[Path, RunConfig] = {}  # by record, so that two spellings of one run are run once
     took: dict[tuple, list[float]] = {}
     for config in configs:
         key = (config.dataset, config.image_size, config.data)
@@ -130,9 +132,12 @@ def sweep(
             result.done += 1
             took.setdefault(_like(config), []).append(load_record(path).seconds)
         else:
-            lacking.append((config, path))
+            lacking.setdefault(path, config)
 
-    for number, (config, path) in enumerate(lacking):
+    for number, (path, config) in enumerate(lacking.items(), 1):
+        if path.exists():  # another sweep has finished it meanwhile
+            result.done += 1
+            continue
         expected = _median(took.get(_like(config)))
         if budget is not None and time.monotonic() - started + (expected or 0) > budget:
             result.left.append(config)
@@ -142,15 +147,16 @@ def sweep(
             record = run(config, folder=folder, work=work, progress=progress)
         except RunBusy:
             result.busy += 1
+            print(f"skipped {path.stem}: it is under way in another process", flush=True)
             continue
         except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
-            result.failed[path.stem] = str(error).splitlines()[0]
+            result.failed[path.stem] = (str(error).splitlines() or [type(error).__name__])[0]
             print(f"failed {path.stem}: {result.failed[path.stem]}", flush=True)
             continue
         result.ran += 1
         took.setdefault(_like(config), []).append(time.monotonic() - begun)
         if progress:
-            print(f"{number + 1}/{len(lacking)} {path.stem}: test {record.accuracy['test']:.2f} %", flush=True)
+            print(f"{number}/{len(lacking)} {path.stem}: test {record.accuracy['test']:.2f} %", flush=True)
     result.estimate = _estimate(result.left, took)
     return result
 

@@ -1,8 +1,8 @@
 """The one training loop, shared by all methods, so that they differ in one file each.
 
 Everything that draws chance is seeded by (seed, epoch), the learning rate is a function of the step, and the state of
-a run is its weights, its momentum and its masks: a run that was killed and resumed ends, on the CPU, with the weights of
-one that was not.
+a run is its weights, its momentum and its masks: a run that was killed and resumed ends, on the CPU, with the weights
+of one that was not.
 """
 
 import logging
@@ -114,11 +114,12 @@ def train(
     model = build_model(config.arch, len(images.classes), config.image_size, config.width)
     model = method.prepare(model)
 
+    model = model.to(fabric.device, memory_format=torch.channels_last)  # first: a method's masks follow its device
+
     state = _resume(checkpoint, config, split)
     if state is not None:
         model = method.restore(model, state["method"])
         model.load_state_dict(state["model"])
-    model = model.to(fabric.device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
         model.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay, fused=True
     )

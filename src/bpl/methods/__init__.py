@@ -1,5 +1,8 @@
-"""One paper a file. A method decides how the network is changed before training, what is added to the loss, what happens
-after a step and an epoch, and how the compact network is obtained (`bpl.methods.base.Method`)."""
+"""One paper a file.
+
+A method decides how the network is changed before training, what is added to the loss, what happens after a step and
+an epoch, and how the compact network is obtained (`bpl.methods.base.Method`).
+"""
 
 from bpl.methods.base import Method, Training
 from bpl.methods.bpl import BPL

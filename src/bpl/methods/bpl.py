@@ -23,7 +23,7 @@ class BPL(Pruned):
     def prepare(self, model: nn.Module) -> nn.Module:
         grown = grow_partners(model)
         for block in partner_blocks(grown).values():
-            block.keep_outputs = self.config.diversity_form.startswith("feature")
+            block.keep_outputs = self.config.diversity_form.startswith("feature") and self.config.diversity_weight > 0
         return grown
 
     def loss(self, model: nn.Module) -> Tensor | None:

@@ -71,12 +71,12 @@ class Pruned(Method):
             self._hold(training.model)
 
     def _hold(self, model: nn.Module) -> None:
-        self._holder = MaskHolder(model, self.masks)
+        self._holder = MaskHolder(model, self.masks, readers=True)  # a loss on kernels must not see dead weights
         self._holder.apply()
 
     def _rank_as_released(self, training: Training) -> None:
         """The released code: zero the filters of both branches at every ranking, but hold only the original's."""
-        if training.epoch % self.config.mask_every:
+        if training.epoch % self.config.mask_every and training.epoch < training.epochs:
             return
         self.masks = self._rank(training.model)
         MaskHolder(training.model, self.masks, filters_only=True).apply()

@@ -161,23 +161,34 @@ class MaskHolder:
         masks: conv name -> bool tensor (N,), True = kept.
         filters_only: hold only the convolutions' filters at zero. Their channels then still emit what batch
             normalisation adds, but gradients flow, and the filters can grow back: what soft pruning needs.
+        readers: hold the weights that read pruned channels at zero too. They change no output, but a loss on kernels
+            sees them; with them at zero it sees what it would on the network without these channels.
 
     Raises:
         ValueError: a mask that does not fit the model.
     """
 
-    def __init__(self, model: nn.Module, masks: dict[str, Tensor], *, filters_only: bool = False):
+    def __init__(
+        self, model: nn.Module, masks: dict[str, Tensor], *, filters_only: bool = False, readers: bool = False
+    ):
         graph = ChannelGraph(model)
         check_masks(graph, masks)
         self.tensors: list[Tensor] = []
         self.masks: list[Tensor] = []  # of the tensors' dtype and device, shaped to broadcast
-        seen: set[int] = set()
+        place: dict[int, int] = {}  # id of a tensor -> where it stands in the two lists
 
-        def hold(tensor: Tensor | None, mask: Tensor) -> None:
-            if tensor is not None and id(tensor) not in seen:
-                seen.add(id(tensor))
-                self.tensors.append(tensor)
-                self.masks.append(mask.to(tensor).view(-1, *[1] * (tensor.dim() - 1)))
+        def hold(tensor: Tensor | None, mask: Tensor, dim: int = 0) -> None:
+            if tensor is None:
+                return
+            shape = [1] * tensor.dim()
+            shape[dim] = -1
+            mask = mask.to(tensor).view(shape)
+            if id(tensor) in place:
+                self.masks[place[id(tensor)]] = self.masks[place[id(tensor)]] * mask
+                return
+            place[id(tensor)] = len(self.tensors)
+            self.tensors.append(tensor)
+            self.masks.append(mask)
 
         for name, mask in masks.items():
             module = model.get_submodule(name)
@@ -190,14 +201,18 @@ class MaskHolder:
             for layer in [*convs_of(module), *norms]:
                 hold(layer.weight, mask)
                 hold(layer.bias, mask)
-        for channels in (
-            [] if filters_only else graph.sets
-        ):  # normalisations behind an addition, where all that is added is masked
+        for channels in [] if filters_only else graph.sets:
             kept = removable(channels, masks)
-            for name in channels.norms if kept is not None else []:
+            if kept is None:
+                continue
+            for name in channels.norms:  # also those behind an addition, where all that is added is masked
                 norm = model.get_submodule(name)
                 hold(norm.weight, kept)
                 hold(norm.bias, kept)
+            for name, features in channels.readers if readers else []:
+                module = model.get_submodule(name)
+                for layer in [module] if isinstance(module, nn.Linear) else convs_of(module):
+                    hold(layer.weight, kept.repeat_interleave(features), dim=1)
 
     @torch.no_grad()
     def apply(self) -> None:

@@ -1,0 +1,40 @@
+"""How numbers are written: decimals, signs and brackets, the same in tables, sentences and figures."""
+
+from bpl.report.statistics import Summary
+
+MINUS = "−"
+
+
+def points(value: float, decimals: int = 2) -> str:
+    """A difference in percentage points, with its sign, such as "−0.24"."""
+    text = f"{value:+.{decimals}f}"
+    if float(text) == 0:
+        text = text[1:]  # neither +0.00 nor -0.00
+    return text.replace("-", MINUS)
+
+
+def percent_change(value: float) -> str:
+    """A change in percent, such as "−73.97"; "0" for none."""
+    return "0" if value == 0 else points(value)
+
+
+def interval(low: float | None, high: float | None, *, signed: bool = False) -> str:
+    """An interval in brackets; empty where there is none.
+
+    Args:
+        low: lower end, or None.
+        high: upper end, or None.
+        signed: write the signs, as for differences.
+    """
+    if low is None or high is None:
+        return ""
+    if signed:
+        return f"[{points(low, 1)}, {points(high, 1)}]"
+    return f"[{low:.1f}, {high:.1f}]"
+
+
+def spread(summary: Summary | None) -> str:
+    """Mean and standard deviation, such as "74.29 ± 0.5"; the mean alone for one value; "–" for none."""
+    if summary is None:
+        return "–"
+    return f"{summary.mean:.2f}" if summary.deviation is None else f"{summary.mean:.2f} ± {summary.deviation:.1f}"

@@ -1,0 +1,280 @@
+"""Rows: records that differ in their seed only, and how a row is named, compared and made again."""
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bpl.config import RunConfig
+from bpl.records import Record, iterate_records, record_path
+from bpl.report.statistics import Difference, Summary, paired_difference, summarise
+
+LABELS = {
+    "dense": "Dense",
+    "scratch": "Narrow, from scratch",
+    "bpl": "BPL",
+    "sfp": "SFP",
+    "fpgm": "FPGM",
+    "l1": "L1 norm",
+    "random": "Random filters",
+}
+_NOT_VARIANT = ("seed", "device", "data", "tier")  # of these a row's records may differ
+# Of these all rows of one table must agree: numbers from other images or another network are not comparable.
+_COMMON = ("dataset", "split", "arch", "width", "image_size")
+# Of these a row and its control must agree: they say how long and how a network was trained.
+_PROTOCOL = (
+    "epochs", "batch_size", "schedule", "learning_rate", "momentum", "weight_decay", "label_smoothing", "augmentation",
+    "precision",
+)  # fmt: skip
+
+
+class ReportError(ValueError):
+    """Records that cannot be shown together; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ in their seed only.
+
+    Attributes:
+        config: the config's fields, those that may differ within a row left out.
+        variant: what sets it apart from other rows of its method, such as "diversity weight 0.01"; may be empty.
+        records: one record a seed, in the order of the seeds.
+    """
+
+    config: dict[str, Any]
+    variant: str
+    records: tuple[Record, ...]
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        return self.config["method"]
+
+    @property
+    def ratio(self) -> float:
+        """Share of filters removed."""
+        return self.config["ratio"]
+
+    @property
+    def label(self) -> str:
+        """Method and variant, for readers."""
+        name = LABELS.get(self.method, self.method)
+        return f"{name}, {self.variant}" if self.variant else name
+
+    @property
+    def source(self) -> str:
+        """Where the images came from: "real" or "synthetic"."""
+        return self.records[0].data["source"]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds that are recorded."""
+        return [record.config["seed"] for record in self.records]
+
+    @property
+    def macs_reduction(self) -> float:
+        """Multiply-accumulates removed, percent of the dense network's."""
+        return summarise([100 * (1 - r.cost["macs"] / r.cost["dense_macs"]) for r in self.records]).mean
+
+    @property
+    def params_reduction(self) -> float:
+        """Parameters removed, percent of the dense network's."""
+        return summarise([100 * (1 - r.cost["params"] / r.cost["dense_params"]) for r in self.records]).mean
+
+    @property
+    def training_macs(self) -> float:
+        """Multiply-accumulates of the whole training, mean over seeds."""
+        return summarise([record.cost["training_macs"] for record in self.records]).mean
+
+    @cached_property
+    def accuracy(self) -> Summary:
+        """Top-1 on the test part with the last epoch's weights, percent."""
+        return self.summary("test")
+
+    @property
+    def is_default(self) -> bool:
+        """Whether every knob has the value that the method and the tier give it."""
+        plain = RunConfig(
+            dataset=self.config["dataset"], method=self.method, ratio=self.ratio, tier=self.records[0].config["tier"]
+        ).to_dict()
+        return all(value == plain[name] for name, value in self.config.items())
+
+    def summary(self, name: str) -> Summary | None:
+        """Summary over seeds of one of a record's accuracies; None where a record lacks it.
+
+        Args:
+            name: a key of `Record.accuracy`.
+        """
+        values = [record.accuracy[name] for record in self.records]
+        return None if None in values else summarise(values)
+
+    def difference(self, control: "Row | None") -> Difference | None:
+        """Top-1 of this row minus the control's, seed by seed; None without a control or a seed in common."""
+        if control is None or control is self:
+            return None
+        return paired_difference(_by_seed(self), _by_seed(control))
+
+    def command(self) -> str:
+        """The one line of shell that makes all runs of this row."""
+        data = "synthetic" if self.source == "synthetic" and self.config["dataset"] != "synthetic" else "auto"
+        tier = self.records[0].config["tier"]
+        seeds = self.seeds
+        config = RunConfig.from_dict(self.config | {"seed": seeds[0], "data": data, "tier": tier})
+        command = config.command()
+        if len(seeds) == 1:
+            return command
+        one = command.replace(f"--seed {seeds[0]}", "--seed $seed")
+        return f"for seed in {' '.join(map(str, seeds))}; do {one}; done"
+
+    def links(self, root: str = "../data/results") -> str:
+        """The row's record files as Markdown links, one a seed.
+
+        Args:
+            root: the results folder as seen from the page.
+        """
+        links = []
+        for record in self.records:
+            file = record_path(_config_of(record), self.source, Path())
+            links.append(f"[seed {record.config['seed']}]({root}/{file.parent.name}/{record.name}.json)")
+        return ", ".join(links)
+
+
+def _by_seed(row: Row) -> dict[int, float]:
+    return {record.config["seed"]: record.accuracy["test"] for record in row.records}
+
+
+def _config_of(record: Record) -> RunConfig:
+    """The record's config; the folder its images lay in is nobody else's."""
+    data = record.config["data"] if record.config["data"] in ("auto", "real", "synthetic") else "auto"
+    return RunConfig.from_dict(record.config | {"data": data})
+
+
+def collect(folder: Path | None = None, **where: Any) -> list[Row]:
+    """The recorded rows of one table.
+
+    Args:
+        folder: the results folder; None for the checkout's.
+        **where: config fields, or ``source``, that must have this value or one of these values.
+
+    Returns:
+        Rows in the order of a table: the dense network, then by ratio, the control first.
+
+    Raises:
+        RecordError: a file that is no good record.
+        ReportError: an unknown field, or records that must not stand in one table.
+    """
+    known = {field.name for field in dataclasses.fields(RunConfig)} | {"source"}
+    if unknown := sorted(where.keys() - known):
+        raise ReportError(f"unknown field {unknown[0]!r}: allowed are {', '.join(sorted(known))}")
+
+    def wanted(record: Record) -> bool:
+        values = record.config | {"source": record.data["source"]}
+        return all(
+            values[key] in (value if isinstance(value, list | tuple | set) else [value])
+            for key, value in where.items()
+        )
+
+    return group(record for _, record in iterate_records(folder) if wanted(record))
+
+
+def group(records: Iterable[Record]) -> list[Row]:
+    """Group records into rows.
+
+    Args:
+        records: records of one data set, source, split and network.
+
+    Returns:
+        The rows, in the order of a table.
+
+    Raises:
+        ReportError: records of several data sets, sources, splits or networks.
+    """
+    records = list(records)
+    for name in (*_COMMON, "source"):
+        values = sorted({str(r.data["source"] if name == "source" else r.config[name]) for r in records})
+        if len(values) > 1:
+            raise ReportError(f"one table cannot mix {name} {' and '.join(values)}: choose one")
+    groups: dict[tuple, list[Record]] = {}
+    for record in records:
+        # Through RunConfig: a record from before a knob existed has that knob's default.
+        key = tuple((k, v) for k, v in _config_of(record).to_dict().items() if k not in _NOT_VARIANT)
+        groups.setdefault(key, []).append(record)
+    rows = []
+    for key, members in groups.items():
+        config = dict(key)
+        same_method = [dict(other) for other in groups if dict(other)["method"] == config["method"]]
+        ordered = tuple(sorted(members, key=lambda r: r.config["seed"]))
+        rows.append(Row(config, _variant(config, same_method), ordered))
+    methods = list(LABELS)
+
+    def place(row: Row) -> tuple:
+        known = methods.index(row.method) if row.method in methods else len(methods)
+        return row.method != "dense", row.ratio, known, row.config["diversity_weight"] or 0.0, row.variant
+
+    return sorted(rows, key=place)
+
+
+def _variant(config: dict[str, Any], others: list[dict[str, Any]]) -> str:
+    """What sets a config apart from others of its method, the ratio aside."""
+    parts = []
+    for name, value in config.items():
+        if name == "ratio" or len({other[name] for other in others}) == 1:
+            continue
+        if name == "diversity_weight":
+            parts.append("no diversity loss" if value == 0 else f"diversity weight {value:g}")
+        else:
+            parts.append(f"{name.replace('_', ' ')} {value}")
+    return ", ".join(parts)
+
+
+def find(rows: list[Row], method: str, ratio: float | None = None) -> Row | None:
+    """The row of a method: with its default settings where that is recorded, else the first.
+
+    Args:
+        rows: the rows of one table.
+        method: name of the method.
+        ratio: pruning ratio; None for any.
+
+    Returns:
+        The row, or None where the method is not recorded at this ratio.
+    """
+    found = [row for row in rows if row.method == method and ratio in (None, row.ratio)]
+    return next((row for row in found if row.is_default), found[0] if found else None)
+
+
+def control(rows: list[Row], row: Row, method: str) -> Row | None:
+    """The row to hold another against: a method at the same ratio (the dense network at none), trained alike.
+
+    Args:
+        rows: the rows of one table.
+        row: the row that is to be compared.
+        method: "scratch" or "dense", or any other method.
+
+    Returns:
+        The control, or None where there is none, or more than one.
+    """
+    found = [
+        other
+        for other in rows
+        if other.method == method
+        and (method == "dense" or (other.ratio, other.config["scope"]) == (row.ratio, row.config["scope"]))
+        and all(other.config[name] == row.config[name] for name in _PROTOCOL)
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def lacking(configs: Iterable[RunConfig], source: str = "real", folder: Path | None = None) -> list[RunConfig]:
+    """Which runs of a campaign have no record yet.
+
+    Args:
+        configs: the runs, such as `bpl.sweep.load_grid` reads them.
+        source: "real" or "synthetic".
+        folder: the results folder; None for the checkout's.
+
+    Returns:
+        Those without a record, in the given order.
+    """
+    return [config for config in configs if not record_path(config, source, folder).exists()]

@@ -1,0 +1,180 @@
+"""Sentences whose numbers come from records, so that no result is typed into prose."""
+
+from bpl.report.claims import Claim
+from bpl.report.display import Markdown
+from bpl.report.numbers import interval, percent_change, points
+from bpl.report.rows import LABELS, Row, control, find
+from bpl.report.statistics import Difference, Summary
+
+NO_RECORDS = "No run is recorded yet for this table: `bpl sweep workflow/ucm.yaml` makes the records."
+
+
+def seeds(n: int) -> str:
+    """"over n = 3 seeds", or "in one run"."""
+    return "in one run" if n == 1 else f"over n = {n} seeds"
+
+
+def accuracy(summary: Summary) -> str:
+    """An accuracy with its interval, such as "74.29 % [73.8, 74.8]"."""
+    return f"{summary.mean:.2f} % {interval(summary.low, summary.high)}".rstrip()
+
+
+def difference(value: Difference) -> str:
+    """A difference in points with interval and p, such as "−0.24 points [−1.2, +0.7], p = 0.41"."""
+    text = f"{points(value.mean)} points {interval(value.low, value.high, signed=True)}".rstrip()
+    if value.p is None:
+        return text
+    return f"{text}, p {'< 0.001' if value.p < 0.001 else f'= {value.p:.2g}'}"
+
+
+def verdict(value: Difference | None, other: str) -> str:
+    """What a difference lets one say against a control, as the end of a sentence.
+
+    Args:
+        value: the difference, or None where it could not be taken.
+        other: the control's name in the sentence.
+    """
+    if value is None:
+        return f"there is nothing to compare it with: {other} is not recorded at the same seeds"
+    if value.low is None:
+        return f"{difference(value)} against {other}, in one pair of runs, which shows no more than an order of magnitude"
+    if not value.beyond_chance:
+        return f"{difference(value)} against {other}: no difference that {value.n} seeds can show"
+    return f"{difference(value)} against {other}: {'better' if value.mean > 0 else 'worse'} than {other}"
+
+
+def answer(rows: list[Row], method: str = "bpl") -> Markdown:
+    """The page's result in one paragraph.
+
+    Args:
+        rows: the recorded rows of the page's table.
+        method: the method the page is about.
+
+    Returns:
+        Markdown; one sentence where nothing is recorded.
+    """
+    ratios = sorted({row.ratio for row in rows if row.method == method}, reverse=True)
+    if not ratios:
+        return Markdown(NO_RECORDS)
+    sentences = [_network(rows)]
+    dense = find(rows, "dense")
+    if dense is not None:
+        sentences.append(f"The dense network reaches {accuracy(dense.accuracy)} {seeds(dense.accuracy.n)}.")
+    for ratio in ratios:
+        row = find(rows, method, ratio)
+        against = [
+            verdict(row.difference(control(rows, row, "scratch")), "the narrow network trained from scratch"),
+            verdict(row.difference(control(rows, row, "dense")), "the dense network"),
+        ]
+        sentences.append(
+            f"At pruning ratio {ratio:g} ({percent_change(-row.macs_reduction)} % MACs) {row.label} reaches "
+            f"{accuracy(row.accuracy)} {seeds(row.accuracy.n)}; that is {against[0]}; and {against[1]}."
+        )
+    return Markdown(" ".join(sentences))
+
+
+def diversity(rows: list[Row]) -> Markdown:
+    """What the diversity loss adds to BPL, by ratio.
+
+    Args:
+        rows: the recorded rows of the page's table.
+
+    Returns:
+        Markdown, one item a comparison; one sentence where there is none.
+    """
+    items = []
+    for row in rows:
+        without = [
+            other
+            for other in rows
+            if other.method == "bpl" and other.config == row.config | {"diversity_weight": 0.0}
+        ]
+        if row.method == "bpl" and row.config["diversity_weight"] and without:
+            items.append(
+                f"- Ratio {row.ratio:g}, diversity weight {row.config['diversity_weight']:g}: "
+                f"{verdict(row.difference(without[0]), 'BPL without the diversity loss')}."
+            )
+    return Markdown("\n".join(items) or "BPL with and without the diversity loss is not recorded yet.")
+
+
+def beside_claim(rows: list[Row], claim: Claim, ratio: float = 0.7, method: str = "bpl") -> Markdown:
+    """The paper's claim beside what our runs can say about it.
+
+    Args:
+        rows: the recorded rows of the page's table.
+        claim: the paper's claim.
+        ratio: the pruning ratio that the claim belongs to.
+        method: the paper's method.
+
+    Returns:
+        Markdown.
+    """
+    stated = (
+        f"The paper states, in its {claim.source}, for {claim.network}: {percent_change(-claim.flops_reduction)} % "
+        f"FLOPs at a loss of {claim.accuracy_loss:g} points of accuracy."
+    )
+    row = find(rows, method, ratio)
+    if row is None:
+        return Markdown(f"{stated} {NO_RECORDS}")
+    images = row.records[0].data["test"]
+    one = 100 / images
+    parts = [stated, f"One of the {images} test images is {one:.2f} points."]
+    value = row.difference(control(rows, row, "dense"))
+    if value is None:
+        parts.append("The dense network is not recorded at the same seeds, so there is no loss of ours to put beside it.")
+    elif value.low is None:
+        parts.append(
+            f"Our one pair of runs ({_network_name(row)}, ratio {ratio:g}) differs by {points(value.mean)} points; "
+            "one pair has no interval, so it can neither confirm nor refute a claim of this size."
+        )
+    else:
+        inside = value.low <= -claim.accuracy_loss <= value.high
+        width = (value.high - value.low) / one
+        parts.append(
+            f"On our own network ({_network_name(row)}, ratio {ratio:g}, "
+            f"{percent_change(-row.macs_reduction)} % MACs) {row.label} differs from its dense network by "
+            f"{difference(value)}, {seeds(value.n)}. That interval is {width:.0f} test images wide and "
+            f"{'contains' if inside else 'does not contain'} {points(-claim.accuracy_loss)}"
+            + (
+                "; it is too wide to tell the claim from no loss at all."
+                if inside and not value.beyond_chance
+                else "."
+            )
+        )
+        parts.append(
+            "It says what holds for this small network trained this way; the claim itself, on "
+            f"{claim.network}, is neither confirmed nor refuted by it."
+        )
+    return Markdown(" ".join(parts))
+
+
+def _network_name(row: Row) -> str:
+    width = "" if row.config["width"] is None else f" of width {row.config['width']}"
+    return f"{row.config['arch']}{width} at {row.config['image_size']} × {row.config['image_size']} pixels"
+
+
+def _network(rows: list[Row]) -> str:
+    row = next((row for row in rows if row.method == "dense"), rows[0])
+    data = row.records[0].data
+    images = "real images" if row.source == "real" else "drawn scenes"
+    return (
+        f"{len(rows)} rows of recorded runs: {_network_name(row)}, {row.config['epochs']} epochs, {images}, "
+        f"{data['train']} for training, {data['validation']} for validation, {data['test']} for the test."
+    )
+
+
+def complete(missing: int, total: int) -> str:
+    """Whether a campaign is recorded whole.
+
+    Args:
+        missing: runs without a record.
+        total: runs of the campaign.
+    """
+    if missing:
+        return f"{missing} of the {total} runs of this campaign are not recorded yet; rows with fewer seeds say so."
+    return f"All {total} runs of this campaign are recorded."
+
+
+def method_names() -> str:
+    """The methods' labels, for a legend in prose."""
+    return ", ".join(f"`{name}` = {label}" for name, label in LABELS.items())

@@ -1,0 +1,140 @@
+"""Statistics over seeds: mean, standard deviation, bootstrap interval, paired difference.
+
+Few seeds bear few claims, so both tools say what they cannot do:
+
+- The bootstrap draws from the values at hand. With three of them its 95 % interval is their range, which covers the
+  true mean less often than 95 % of the time. It is a picture of the scatter, not a test.
+- Differences are taken seed by seed, since a seed fixes the split: both runs of a pair are measured on the same test
+  images. Interval and p come from Student's t on the pairs. An exact sign-flip test assumes less, but with n pairs its
+  p cannot fall below 2 / 2**n, 0.25 at n = 3, so it could never speak here. The price of t is the assumption that
+  differences are normal, which three values cannot check; with 2 degrees of freedom it takes a mean of 4.3 standard
+  errors to leave zero outside the interval. p is of one comparison, not corrected for the number of rows.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+CONFIDENCE = 0.95
+_ENUMERATED = 6  # up to this many values all n**n resamples are listed: exact, and no chance in a committed page
+_RESAMPLES = 20_000
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Values of one quantity over seeds.
+
+    Attributes:
+        n: how many values.
+        mean: their mean.
+        deviation: their standard deviation (n - 1); None for one value.
+        low: lower end of the bootstrap 95 % interval of the mean; None for one value.
+        high: its upper end.
+    """
+
+    n: int
+    mean: float
+    deviation: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean difference of pairs, one pair a seed.
+
+    Attributes:
+        n: how many seeds both sides have.
+        mean: mean of (value - control).
+        low: lower end of the 95 % t interval; None for one pair.
+        high: its upper end.
+        p: two-sided p of the paired t test; None for one pair, or where all differences are equal.
+    """
+
+    n: int
+    mean: float
+    low: float | None
+    high: float | None
+    p: float | None
+
+    @property
+    def beyond_chance(self) -> bool:
+        """Whether the interval leaves zero outside."""
+        return self.low is not None and not self.low <= 0 <= self.high
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    """Mean, spread and interval of values over seeds.
+
+    Args:
+        values: (n,) one value a seed, n at least 1.
+
+    Returns:
+        The summary, in the unit of the values.
+
+    Raises:
+        ValueError: no value.
+    """
+    if not len(values):
+        raise ValueError("there is no value to summarise")
+    array = np.asarray(values, dtype=float)
+    if len(array) == 1:
+        return Summary(1, float(array[0]), None, None, None)
+    low, high = bootstrap_interval(array)
+    return Summary(len(array), float(array.mean()), float(array.std(ddof=1)), low, high)
+
+
+def bootstrap_interval(values: Sequence[float], confidence: float = CONFIDENCE, seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean.
+
+    Args:
+        values: (n,) values, n at least 2.
+        confidence: share of the resampled means inside.
+        seed: of the resampling, where there are too many values to list all resamples.
+
+    Returns:
+        Lower and upper end.
+
+    Raises:
+        ValueError: fewer than two values.
+    """
+    array = np.asarray(values, dtype=float)
+    if len(array) < 2:
+        raise ValueError(f"an interval needs at least 2 values, not {len(array)}")
+    if len(array) <= _ENUMERATED:
+        picks = np.array(list(itertools.product(range(len(array)), repeat=len(array))))
+    else:
+        picks = np.random.default_rng(seed).integers(len(array), size=(_RESAMPLES, len(array)))
+    tail = 100 * (1 - confidence) / 2
+    low, high = np.percentile(array[picks].mean(axis=1), [tail, 100 - tail], method="inverted_cdf")
+    return float(low), float(high)
+
+
+def paired_difference(values: Mapping[int, float], control: Mapping[int, float]) -> Difference | None:
+    """Difference to a control at the same seeds.
+
+    Args:
+        values: seed -> value.
+        control: seed -> value of the control.
+
+    Returns:
+        The difference over the seeds that both have; None where there is no such seed.
+    """
+    from scipy import stats
+
+    seeds = sorted(values.keys() & control.keys())
+    if not seeds:
+        return None
+    pairs = np.array([values[seed] - control[seed] for seed in seeds])
+    mean = float(pairs.mean())
+    if len(pairs) == 1:
+        return Difference(1, mean, None, None, None)
+    error = float(pairs.std(ddof=1)) / math.sqrt(len(pairs))
+    if error < 1e-12:  # equal differences: t has no scale, and n values that agree are no proof of zero scatter
+        return Difference(len(pairs), mean, mean, mean, None)
+    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(pairs) - 1)) * error
+    p = float(2 * stats.t.sf(abs(mean) / error, len(pairs) - 1))
+    return Difference(len(pairs), mean, mean - reach, mean + reach, p)
