@@ -2,8 +2,8 @@
 
 A convolution's output channels do not belong to it alone. Its batch normalisation scales them, a depthwise convolution
 carries them on, an addition ties them to another convolution's, and the next convolution reads them. Removing a channel
-is exact only if it goes from all of these at once. This module traces a network with ``torch.fx`` and collects each such
-set of modules in one `Channels`.
+is exact only if it goes from all of these at once. This module traces a network with ``torch.fx`` and collects each
+such set of modules in one `Channels`.
 
 A masked channel is one whose filters, biases and batch normalisation parameters are zero, so that it emits exactly 0.
 The analysis also follows where that zero survives: through ReLU it does, through a sigmoid it does not, and then a
@@ -11,12 +11,13 @@ reader would see a constant, so these channels are marked frozen, with the reaso
 """
 
 import operator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from bpl.ordinary import is_ordinary_conv, is_ordinary_linear, is_ordinary_norm
 from bpl.partner_conv import PartnerConv2d
 
 # Functions f with f(0) = 0, channel by channel: a masked channel stays zero through them.
@@ -30,12 +31,14 @@ _KEEP_ZERO_CALLS = {
     F.dropout2d, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.interpolate, F.pad,
     "relu", "relu_", "tanh", "contiguous", "clone", "float", "to",
 }  # fmt: skip
+_POOL_MODULES = (nn.MaxPool2d, nn.AvgPool2d)
+_POOL_CALLS = {F.max_pool2d, F.avg_pool2d}
 # Channel by channel too, but f(0) != 0.
 _LOSE_ZERO_MODULES = (nn.Sigmoid, nn.Hardsigmoid, nn.Softplus)
 _LOSE_ZERO_CALLS = {torch.sigmoid, F.sigmoid, F.hardsigmoid, F.softplus, "sigmoid", "sigmoid_"}
 _ADDITIONS = {operator.add, operator.iadd, operator.sub, torch.add, torch.sub, "add", "add_", "sub"}
 _PRODUCTS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
-_SHAPE_QUERIES = {"size", "dim", "numel", getattr, operator.getitem, operator.floordiv, len}
+_SHAPE_QUERIES = {"size", "dim", getattr, len}
 
 
 @dataclass(eq=False)
@@ -76,11 +79,19 @@ class ConvSite:
 
 @dataclass
 class _Value:
-    """A tensor in the traced graph: its channels, and whether a masked channel of it is exactly 0."""
+    """A tensor in the traced graph.
+
+    Attributes:
+        channels: its channels.
+        zero: whether a masked channel of it is exactly 0.
+        stride: input pixels per pixel, along height.
+        rank: number of dimensions: 4 for a map (B, C, H, W), 2 once it is flattened or averaged to (B, C ...).
+    """
 
     channels: Channels
     zero: bool
     stride: int
+    rank: int = 4
 
 
 class _Tracer(fx.Tracer):
@@ -101,6 +112,7 @@ class ChannelGraph:
         sets: all `Channels`, in the order of the forward pass.
         of_conv: conv name -> the `Channels` it produces.
         sites: conv name -> its `ConvSite`.
+        calls: module name -> how many times the forward pass uses a module that has parameters.
 
     Raises:
         ValueError: the network cannot be traced (its forward branches on data).
@@ -120,6 +132,7 @@ class ChannelGraph:
         self._all: list[Channels] = []
         self._value_of_conv: dict[str, Channels] = {}
         self.sites: dict[str, ConvSite] = {}
+        self.calls = self._count_calls()
         self._walk()
         self.of_conv = {name: self._find(channels) for name, channels in self._value_of_conv.items()}
         self.sets = [channels for channels in self._all if id(channels) not in self._merged_into]
@@ -139,9 +152,12 @@ class ChannelGraph:
         first, second = self._find(first), self._find(second)
         if first is second:
             return first
-        if first.size != second.size:  # broadcasting over channels: neither side can lose one
-            first.frozen = second.frozen = "it is broadcast against another number of channels"
-            return first
+        if first.size != second.size:  # neither side can lose a channel
+            reason = "it is broadcast against another number of channels"
+            if not (first.size and second.size):
+                reason = "it is combined with something whose channels are not known"
+            first.frozen, second.frozen = first.frozen or reason, second.frozen or reason
+            return max(first, second, key=lambda channels: channels.size)
         first.convs += second.convs
         first.norms += second.norms
         first.readers += second.readers
@@ -151,18 +167,24 @@ class ChannelGraph:
         return first
 
     # -- the walk -------------------------------------------------------------------------------------------------
-    def _walk(self) -> None:
+    def _count_calls(self) -> dict[str, int]:
         calls: dict[str, int] = {}
         for node in self._nodes:
             if node.op == "call_module" and any(True for _ in self._modules[node.target].parameters()):
                 calls[node.target] = calls.get(node.target, 0) + 1
+            elif node.op == "get_attr":  # a parameter used past its module, or one of the network's own
+                owner = node.target.rpartition(".")[0]
+                calls[owner] = calls.get(owner, 0) + 1
+        return calls
+
+    def _walk(self) -> None:
         values: dict[fx.Node, _Value] = {}
         for node in self._nodes:
             inputs = [values[n] for n in node.all_input_nodes if n in values]
             value = self._visit(node, inputs, values)
             if value is not None:
-                if node.op == "call_module" and calls.get(node.target, 0) > 1:
-                    self._freeze([*inputs, value], f"module {node.target!r} is called {calls[node.target]} times")
+                if node.op == "call_module" and self.calls.get(node.target, 0) > 1:
+                    self._freeze([*inputs, value], f"module {node.target!r} is used {self.calls[node.target]} times")
                 values[node] = value
 
     def _freeze(self, values: list[_Value], reason: str) -> None:
@@ -177,69 +199,96 @@ class ChannelGraph:
         if node.op == "output":
             self._freeze(inputs, "it is the network's output")
             return None
+        if node.op == "get_attr":
+            return self._constant(node)
+        if not inputs:
+            return None if node.op != "call_module" else self._unknown(node.target, inputs)
         if node.op == "call_module":
-            module = self._modules[node.target]
-            if isinstance(module, nn.Conv2d | PartnerConv2d):
-                return self._conv(node, module, inputs[0])
-            if isinstance(module, nn.BatchNorm2d):
-                return self._norm(node, module, inputs[0])
-            if isinstance(module, nn.Linear):
-                self._read(node.target, inputs[0], module.in_features)
-                return _Value(self._new(module.out_features, "a linear layer produces it"), False, inputs[0].stride)
-            if isinstance(module, nn.Flatten) and module.start_dim == 1:
-                return inputs[0]
-            if isinstance(module, _KEEP_ZERO_MODULES):
-                step = module.stride if isinstance(module, nn.MaxPool2d | nn.AvgPool2d) else 1
-                step = step if isinstance(step, int) else step[0]
-                return _Value(inputs[0].channels, inputs[0].zero, inputs[0].stride * step)
-            if isinstance(module, _LOSE_ZERO_MODULES):
-                return _Value(inputs[0].channels, False, inputs[0].stride)
-            what = type(module).__name__
-        else:
-            what = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-            if not inputs or node.target in _SHAPE_QUERIES:
-                return None
-            first = node.args[0] if node.args else None
-            if node.target in _KEEP_ZERO_CALLS:
-                return inputs[0]
-            if node.target in _LOSE_ZERO_CALLS:
-                return _Value(inputs[0].channels, False, inputs[0].stride)
-            if node.target in _ADDITIONS or node.target in _PRODUCTS:
-                return self._combine(node, inputs, added=node.target in _ADDITIONS)
-            if isinstance(first, fx.Node) and first in values and self._keeps_channels_apart(node):
-                return values[first]
+            return self._module(node, self._modules[node.target], inputs)
+        return self._call(node, inputs, values)
+
+    def _unknown(self, what: str, inputs: list[_Value]) -> _Value:
         self._freeze(inputs, f"{what} reads it, and what that does to single channels is not known")
         return _Value(self._new(0, f"{what} produces it"), False, max((v.stride for v in inputs), default=1))
 
-    @staticmethod
-    def _keeps_channels_apart(node: fx.Node) -> bool:
-        """Whether a call only flattens or averages the spatial dimensions of its first argument."""
-        rest = node.args[1:]
-        if node.target in (torch.flatten, "flatten"):
-            return (node.kwargs.get("start_dim", rest[0] if rest else 0)) == 1
-        if node.target in (torch.mean, "mean"):
-            dims = node.kwargs.get("dim", rest[0] if rest else None)
-            dims = [dims] if isinstance(dims, int) else dims
-            return dims is not None and set(dims) <= {2, 3, -1, -2}
-        if node.target in (torch.reshape, "reshape", "view"):
-            shape = rest[0] if len(rest) == 1 and isinstance(rest[0], tuple | list) else rest
-            return len(shape) == 2 and shape[1] == -1
-        return False
+    def _constant(self, node: fx.Node) -> _Value | None:
+        """A parameter or buffer of the network's own: it cannot lose channels; None for a single number."""
+        value = self.model
+        for name in node.target.split("."):
+            value = getattr(value, name)
+        if isinstance(value, torch.Tensor) and value.numel() == 1:
+            return None
+        return _Value(self._new(0, f"{node.target} is a tensor of the network's own"), zero=False, stride=1)
+
+    def _module(self, node: fx.Node, module: nn.Module, inputs: list[_Value]) -> _Value:
+        value = inputs[0]
+        if isinstance(module, nn.Conv2d | PartnerConv2d):
+            return self._conv(node, module, value)
+        if isinstance(module, nn.BatchNorm2d):
+            return self._norm(node, module, value)
+        if isinstance(module, nn.Linear):
+            if value.rank != 2 or not is_ordinary_linear(module):  # it reads the last dimension, here not the channels
+                return self._unknown(f"linear layer {node.target!r}", inputs)
+            self._read(node.target, value, module.in_features)
+            return _Value(self._new(module.out_features, "a linear layer produces it"), False, value.stride, rank=2)
+        if isinstance(module, nn.Flatten) and module.start_dim == 1 and module.end_dim in (-1, value.rank - 1):
+            return replace(value, rank=2)
+        if isinstance(module, nn.PReLU) and module.num_parameters > 1:
+            return self._unknown(f"{node.target!r}, with a slope per channel,", inputs)
+        if isinstance(module, _KEEP_ZERO_MODULES):
+            step = _first(module.stride) if isinstance(module, _POOL_MODULES) else 1
+            return replace(value, stride=value.stride * step)
+        if isinstance(module, _LOSE_ZERO_MODULES):
+            return replace(value, zero=False)
+        return self._unknown(type(module).__name__, inputs)
+
+    def _call(self, node: fx.Node, inputs: list[_Value], values: dict[fx.Node, _Value]) -> _Value | None:
+        what = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+        if node.target in _SHAPE_QUERIES:
+            if self._asks_for_width(node):
+                self._freeze(inputs, "the forward pass computes with its number of channels")
+            return None
+        first = values.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
+        if node.target in _ADDITIONS or node.target in _PRODUCTS:
+            return self._combine(node, inputs, added=node.target in _ADDITIONS)
+        if first is None or len(inputs) > 1:
+            return self._unknown(what, inputs)
+        if node.target is F.pad and not _pads_space_with_zeros(node):
+            return self._unknown("pad", inputs)
+        if node.target in _KEEP_ZERO_CALLS:
+            return replace(first, stride=first.stride * (_pool_step(node) if node.target in _POOL_CALLS else 1))
+        if node.target in _LOSE_ZERO_CALLS:
+            return replace(first, zero=False)
+        rank = _rank_after(node, first.rank)
+        return self._unknown(what, inputs) if rank is None else replace(first, rank=rank)
+
+    def _asks_for_width(self, node: fx.Node) -> bool:
+        """Whether a shape query's answer is used for the number of channels: x.size(1), x.shape[1], b, c, h, w = ..."""
+        if node.target == "size" and len(node.args) > 1:
+            return node.args[1] in (1, -3) and bool(node.users)
+        asked = [user for user in node.users if user.target is operator.getitem and user.users]
+        return any(user.args[1] in (1, -3) for user in asked)
 
     def _conv(self, node: fx.Node, conv: nn.Conv2d | PartnerConv2d, value: _Value) -> _Value:
         name = node.target
         stride = value.stride * conv.stride[0]
+        ordinary = isinstance(conv, PartnerConv2d) or is_ordinary_conv(conv)
         follower = next(iter(node.users)) if len(node.users) == 1 else None
         norm = None
-        if follower is not None and follower.op == "call_module":
+        if ordinary and follower is not None and follower.op == "call_module":
             module = self._modules[follower.target]
             norm = follower.target if isinstance(module, nn.BatchNorm2d) else None
         self.sites[name] = ConvSite(norm, stride)
-        if conv.groups == 1:
+        if not ordinary:
+            self._freeze([value], f"{name!r} computes its weights from others")
+            channels = self._new(conv.out_channels, f"{name!r} computes its weights from others")
+        elif conv.groups == 1:
             self._read(name, value, conv.in_channels)
             channels = self._new(conv.out_channels)
         elif conv.groups == conv.in_channels == conv.out_channels:
             channels = self._find(value.channels)  # depthwise: the same channels go on
+            if not channels.size:  # of the network's input, or of something not known
+                channels = self._new(conv.out_channels, channels.frozen)
             if not value.zero:
                 self._freeze([value], f"depthwise {name!r} would read a masked channel that is not 0")
         else:
@@ -254,6 +303,8 @@ class ChannelGraph:
         channels.norms.append(node.target)
         if not norm.affine:
             self._freeze([value], f"batch normalisation {node.target!r} has no gamma and beta to hold at zero")
+        elif not is_ordinary_norm(norm):
+            self._freeze([value], f"batch normalisation {node.target!r} is not 0 where gamma and beta are")
         return _Value(channels, zero=True, stride=value.stride)  # gamma and beta are masked with the channel
 
     def _read(self, name: str, value: _Value, in_features: int) -> None:
@@ -267,8 +318,8 @@ class ChannelGraph:
 
     def _combine(self, node: fx.Node, inputs: list[_Value], added: bool) -> _Value:
         stride = max(value.stride for value in inputs)
-        if len(inputs) == 1:  # with a number or a parameter: a sum with it is not 0
-            return _Value(inputs[0].channels, inputs[0].zero and not added, stride)
+        if len(inputs) == 1:  # with a number or with itself: a sum with a number is not 0
+            return replace(inputs[0], zero=inputs[0].zero and not added)
         if len(inputs) != 2:
             self._freeze(inputs, f"{node.name!r} combines {len(inputs)} maps")
             return _Value(self._new(0, f"{node.name!r} produces it"), False, stride)
@@ -276,4 +327,53 @@ class ChannelGraph:
         channels = self._merge(one.channels, other.channels)
         channels.tied |= added
         zero = (one.zero and other.zero) if added else (one.zero or other.zero)
-        return _Value(channels, zero, stride)
+        return _Value(channels, zero, stride, max(one.rank, other.rank))
+
+
+def _first(number: int | tuple[int, ...]) -> int:
+    return number if isinstance(number, int) else number[0]
+
+
+def _argument(node: fx.Node, position: int, name: str, default: object = None) -> object:
+    """An argument of a call, given by position or by name."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def _pool_step(node: fx.Node) -> int:
+    """Stride of a pooling call along height: its kernel's size where no stride is given."""
+    step = _argument(node, 2, "stride") or _argument(node, 1, "kernel_size", 1)
+    step = step[0] if isinstance(step, tuple | list) and step else step
+    return step if isinstance(step, int) else 1
+
+
+def _pads_space_with_zeros(node: fx.Node) -> bool:
+    """Whether a call of `F.pad` leaves the channels alone, and a channel of zeros zero."""
+    pad = _argument(node, 1, "pad")
+    constant = _argument(node, 2, "mode", "constant") == "constant"
+    return isinstance(pad, tuple | list) and len(pad) <= 4 and not (constant and _argument(node, 3, "value"))
+
+
+def _rank_after(node: fx.Node, rank: int) -> int | None:
+    """Rank of the result where a call only flattens, averages or cuts the spatial dimensions; None where it may not."""
+    rest = node.args[1:]
+    if node.target in (torch.flatten, "flatten"):
+        whole = _argument(node, 1, "start_dim", 0) == 1 and _argument(node, 2, "end_dim", -1) in (-1, rank - 1)
+        return 2 if whole else None
+    if node.target in (torch.mean, "mean"):
+        dims = _argument(node, 1, "dim")
+        dims = [dims] if isinstance(dims, int) else dims
+        if dims is None or not {dim % rank for dim in dims} <= set(range(2, rank)):
+            return None
+        return rank if _argument(node, 2, "keepdim", False) else rank - len(dims)
+    if node.target in (torch.reshape, "reshape", "view"):
+        shape = rest[0] if len(rest) == 1 and isinstance(rest[0], tuple | list) else rest
+        batch = isinstance(shape[0], fx.Node) and shape[0].target in ("size", operator.getitem) if shape else False
+        return 2 if batch and len(shape) == 2 and shape[1] == -1 else None
+    if node.target is operator.getitem:
+        index = rest[0] if isinstance(rest[0], tuple) else (rest[0],)
+        if Ellipsis in index:
+            at = index.index(Ellipsis)
+            index = index[:at] + (slice(None),) * (rank - len(index) + 1) + index[at + 1 :]
+        kept = all(isinstance(part, slice) for part in index) and all(part == slice(None) for part in index[:2])
+        return rank if kept else None
+    return None

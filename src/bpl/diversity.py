@@ -46,11 +46,11 @@ def squared(a: Tensor, b: Tensor) -> Tensor:
     return cosine(a, b).square()
 
 
-def _flat(tensor: Tensor) -> Tensor:
-    """All entries as one vector, in the order they lie in memory, so that nothing is copied."""
-    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
-        tensor = tensor.permute(0, 2, 3, 1)
-    return tensor.reshape(-1)
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    """Sum of products of all entries, read in the order they lie in memory, so that nothing is copied."""
+    if all(t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) for t in (x, y)):
+        x, y = x.permute(0, 2, 3, 1), y.permute(0, 2, 3, 1)
+    return torch.dot(x.reshape(-1), y.reshape(-1))
 
 
 class _JoinedCosine(torch.autograd.Function):
@@ -65,7 +65,7 @@ class _JoinedCosine(torch.autograd.Function):
         a, b = tensors[:count], tensors[count:]
 
         def dot(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> Tensor:
-            return torch.stack([torch.dot(_flat(x), _flat(y)) for x, y in zip(first, second, strict=True)]).sum()
+            return torch.stack([_dot(x, y) for x, y in zip(first, second, strict=True)]).sum()
 
         square_a, square_b = dot(a, a) + EPSILON, dot(b, b) + EPSILON
         scale = (square_a * square_b).rsqrt()
@@ -134,7 +134,8 @@ def feature_maps(block: PartnerConv2d) -> Pair:
     """The two branches' outputs of the last forward pass, filters first: (N, B, H, W) each."""
     if not block.outputs:
         raise RuntimeError(
-            "no outputs are recorded: a diversity loss on features needs a forward pass inside bpl.record_outputs(model)"
+            "no outputs are recorded: a diversity loss on features needs a forward pass in training mode "
+            "inside bpl.record_outputs(model)"
         )
     original, partner = (output.float().transpose(0, 1) for output in block.outputs)
     return original, partner

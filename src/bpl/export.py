@@ -1,5 +1,6 @@
 """The small network as files: safetensors + a JSON of widths, and ONNX. Nothing in them is ever executed."""
 
+import copy
 import io
 import json
 from collections.abc import Sequence
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 FORMAT = "bpl-model"
 VERSION = 1
-_RESIZED = (nn.Conv2d, nn.BatchNorm2d, nn.Linear)
 
 
 class ModelFileError(ValueError):
@@ -53,7 +53,7 @@ def describe_widths(model: nn.Module) -> dict[str, dict[str, Any]]:
     widths: dict[str, dict[str, Any]] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
-            sizes = dict(inputs=module.in_channels, outputs=module.out_channels, groups=module.groups)
+            sizes = {"inputs": module.in_channels, "outputs": module.out_channels, "groups": module.groups}
             widths[name] = {"kind": "conv", **sizes, "bias": module.bias is not None}
         elif isinstance(module, nn.BatchNorm2d):
             widths[name] = {"kind": "norm", "channels": module.num_features}
@@ -121,7 +121,7 @@ def read_description(path: str | Path) -> dict[str, Any]:
     file = _files(Path(path))[1]
     try:
         content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelFileError(f"model description {file} cannot be read: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ModelFileError(f"{file} does not describe a model of this library: its 'format' is not {FORMAT!r}")
@@ -148,29 +148,45 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     """
     description = read_description(path)
     weights, file = _files(Path(path))
-    if model is None:
-        if not isinstance(description.get("arch"), dict):
-            raise ModelFileError(
-                f"{file} names no network of build_model: pass a freshly constructed original as model"
-            )
-        try:
-            model = build_model(**description["arch"])
-        except (TypeError, ValueError) as error:
-            raise ModelFileError(f"{file} describes a network that cannot be built: {error}") from error
     try:
         tensors = load_tensors(weights.read_bytes())
     except Exception as error:  # OSError, or safetensors' own, which has no public base class
         raise ModelFileError(f"weights {weights} cannot be read: {error}") from error
+    device = torch.device("cpu")
+    if model is None:
+        model = _by_name(description, file)
+    elif (first := next(model.parameters(), None)) is not None:
+        device = first.device
     resize(model, description["widths"], file)
+    own = model.state_dict()
+    for name, tensor in tensors.items():
+        if name in own and own[name].is_floating_point() != tensor.is_floating_point():
+            raise ModelFileError(f"weights {weights} do not fit: {name!r} is {tensor.dtype}")
     try:
-        model.load_state_dict(tensors)
+        model.load_state_dict(tensors, assign=True)  # the file's own tensors, in the precision they were saved in
     except RuntimeError as error:
-        raise ModelFileError(f"weights {weights} do not fit the widths of {file}: {str(error)[:300]}") from error
-    return model.eval()
+        problem = " ".join(str(error).split("\n\t")[-1].split())[:200]
+        raise ModelFileError(f"weights {weights} do not fit the widths of {file}: {problem}") from error
+    return model.to(device).eval()
+
+
+def _by_name(description: dict[str, Any], file: Path) -> nn.Module:
+    """The network of `build_model` that a description names, without memory for weights: widths may be anything."""
+    arch = description.get("arch")
+    if not isinstance(arch, dict):
+        raise ModelFileError(f"{file} names no network of build_model: pass a freshly constructed original as model")
+    try:
+        with torch.device("meta"):
+            return build_model(**arch)
+    except Exception as error:  # whatever numbers like 10**30 make of the constructors
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelFileError(f"{file} describes a network that cannot be built: {reason}") from error
 
 
 def resize(model: nn.Module, widths: dict[str, dict[str, Any]], source: Path) -> None:
-    """Give the layers of a network the widths of a description, in place; their weights become fresh.
+    """Give the layers of a network the widths of a description, in place, so that a subclass stays what it is.
+
+    The resized parameters are on the meta device: they have a shape and no values.
 
     Args:
         model: a network whose layers are at least as wide.
@@ -194,19 +210,34 @@ def resize(model: nn.Module, widths: dict[str, dict[str, Any]], source: Path) ->
             groups = _width(source, name, wanted, "groups", module.groups)
             if inputs % groups or outputs % groups:
                 raise ModelFileError(f"{source}: layer {name!r} cannot have {groups} groups of {inputs} and {outputs}")
-            shape = dict(stride=module.stride, padding=module.padding, dilation=module.dilation)
-            shape |= dict(groups=groups, bias=bool(wanted.get("bias")), padding_mode=module.padding_mode)
-            replace_module(model, name, nn.Conv2d(inputs, outputs, module.kernel_size, **shape))
+            module.in_channels, module.out_channels, module.groups = inputs, outputs, groups
+            _reshape(module, "weight", outputs, inputs // groups, *module.kernel_size)
+            module.bias = _empty(outputs) if wanted.get("bias") else None
         elif kind == "norm" and isinstance(module, nn.BatchNorm2d):
             channels = _width(source, name, wanted, "channels", module.num_features)
-            options = dict(affine=module.affine, track_running_stats=module.track_running_stats)
-            replace_module(model, name, nn.BatchNorm2d(channels, module.eps, module.momentum, **options))
+            module.num_features = channels
+            for tensor in ("weight", "bias", "running_mean", "running_var"):
+                _reshape(module, tensor, channels)
         elif kind == "linear" and isinstance(module, nn.Linear):
             inputs = _width(source, name, wanted, "inputs", module.in_features)
             outputs = _width(source, name, wanted, "outputs", module.out_features)
-            replace_module(model, name, nn.Linear(inputs, outputs, bias=module.bias is not None))
+            module.in_features, module.out_features = inputs, outputs
+            _reshape(module, "weight", outputs, inputs)
+            _reshape(module, "bias", outputs)
         else:
             raise ModelFileError(f"{source}: layer {name!r} is a {type(module).__name__}, not a {kind!r}")
+
+
+def _empty(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape, device="meta"))
+
+
+def _reshape(module: nn.Module, name: str, *shape: int) -> None:
+    """Give a parameter or buffer of a layer, where it has one, another shape."""
+    old = getattr(module, name)
+    if old is not None:
+        new = _empty(*shape)
+        setattr(module, name, new.requires_grad_(old.requires_grad) if isinstance(old, nn.Parameter) else new.detach())
 
 
 def _width(source: Path, name: str, wanted: dict[str, Any], key: str, limit: int) -> int:
@@ -242,9 +273,11 @@ def export_onnx(model: nn.Module, path: str | Path, image_size: int) -> Path:
 def onnx_bytes(model: nn.Module, image_size: int) -> bytes:
     """A plain network as an ONNX file's content; input ``images`` (B, 3, H, W), output ``logits`` (B, classes)."""
     _refuse_unfused(model)
-    example = torch.zeros(2, 3, image_size, image_size, device=next(model.parameters()).device)
+    network = copy.deepcopy(model).eval()
+    weight = next(network.parameters())
+    example = torch.zeros(2, 3, image_size, image_size, device=weight.device, dtype=weight.dtype)
     program = torch.onnx.export(
-        model.eval(),
+        network,
         (example,),
         input_names=["images"],
         output_names=["logits"],

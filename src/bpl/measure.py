@@ -115,7 +115,8 @@ def measure_latency(
         raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
     device = next(model.parameters()).device
     network = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
-    images = torch.randn(batch_size, 3, image_size, image_size, device=device)
+    dtype = next(model.parameters()).dtype
+    images = torch.randn(batch_size, 3, image_size, image_size, device=device, dtype=dtype)
     run = _runner(network, images.to(memory_format=torch.channels_last), backend)
     for _ in range(warm_up):
         run()

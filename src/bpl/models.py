@@ -1,8 +1,8 @@
 """Networks by name: torchvision's own, the CIFAR-style ResNet-56, and what small images need of them.
 
 Images of at most `SMALL_IMAGE` pixels get ResNet's small stem (3 x 3, stride 2, no max-pooling, in place of 7 x 7 and
-max-pooling, so that the last map of a 64-pixel image is 4 x 4 instead of 2 x 2) and VGG a global-average head in place of
-its three linear layers of 4,096 units.
+max-pooling, so that the last map of a 64-pixel image is 4 x 4 instead of 2 x 2) and VGG a global-average head in place
+of its three linear layers of 4,096 units.
 """
 
 from collections.abc import Callable
@@ -162,9 +162,10 @@ def build_model(name: str, num_classes: int, image_size: int = 256, width: int |
 
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:
     """Logits (B, classes) of a batch of normalised images (B, 3, H, W), in evaluation mode, the mode restored."""
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         return model(images)
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training

@@ -23,9 +23,11 @@ def partner_blocks(model: nn.Module) -> dict[str, PartnerConv2d]:
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put `module` where the submodule `name` (dotted) of `model` is."""
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+    """Put `module` where the submodule `name` (dotted) of `model` is, under every name that the network has for it."""
+    old = model.get_submodule(name)
+    for parent in list(model.modules()):
+        for child in [key for key, value in parent._modules.items() if value is old]:
+            setattr(parent, child, module)
 
 
 def _may_have_partner(conv: nn.Module, norm: nn.Module) -> bool:
@@ -56,32 +58,23 @@ def grow_partners(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: nothing in the model can have a partner, or it cannot be traced.
     """
-    sites = ChannelGraph(model).sites
+    graph = ChannelGraph(model)
+    sites = graph.sites
     modules = dict(model.named_modules())
-    calls = _times_called(sites)
     for name, site in sites.items():
-        if site.norm is None or calls[site.norm] > 1:
-            continue
+        if site.norm is None or graph.calls[name] > 1 or graph.calls[site.norm] > 1:
+            continue  # a layer used twice belongs to no single block
         conv, norm = modules[name], modules[site.norm]
         if _may_have_partner(conv, norm):
-            block = PartnerConv2d(conv, norm, stage=site.stride)
-            replace_module(model, name, block.train(model.training))
-            replace_module(model, site.norm, nn.Identity())
+            # in this order: the block holds the norm, and would lose it to the Identity
+            replace_module(model, site.norm, nn.Identity().train(norm.training))
+            replace_module(model, name, PartnerConv2d(conv, norm, stage=site.stride))
     if not partner_blocks(model):
         raise ValueError(
             f"nothing to grow in {type(model).__name__}: none of its {len(sites)} convolutions has a kernel of more "
             f"than 1 and less than {LARGEST_KERNEL + 1} and is followed by one BatchNorm2d of its own"
         )
     return model
-
-
-def _times_called(sites: dict) -> dict[str, int]:
-    """How many convolutions each batch normalisation follows."""
-    calls: dict[str, int] = {}
-    for site in sites.values():
-        if site.norm is not None:
-            calls[site.norm] = calls.get(site.norm, 0) + 1
-    return calls
 
 
 def fuse_partners(model: nn.Module) -> nn.Module:

@@ -78,6 +78,8 @@ class PartnerConv2d(nn.Module):
         self.branches = nn.ModuleList([ConvNorm(conv, norm), partner])
         for branch in self.branches:
             nn.init.constant_(branch.norm.weight, GAMMA_START)
+        for wrapper in (self, self.branches, *self.branches):  # the layers inside keep the mode they are in
+            wrapper.training = conv.training
         self.stage = stage
         self.keep_outputs = False  # in training mode, for the diversity losses on features
         self.outputs: list[Tensor] = []
@@ -114,8 +116,9 @@ class PartnerConv2d(nn.Module):
         folded = [branch.kernel_and_bias() for branch in self.branches]
         original = self.branches[0].conv
         conv = copy.deepcopy(original)
-        conv.weight = nn.Parameter(sum(kernel for kernel, _ in folded).detach().to(original.weight.dtype))
-        conv.bias = nn.Parameter(sum(bias for _, bias in folded).detach().to(original.weight.dtype))
+        dtype, trained = original.weight.dtype, original.weight.requires_grad
+        conv.weight = nn.Parameter(sum(kernel for kernel, _ in folded).detach().to(dtype), requires_grad=trained)
+        conv.bias = nn.Parameter(sum(bias for _, bias in folded).detach().to(dtype), requires_grad=trained)
         return conv
 
     def reparameterize(self) -> None:

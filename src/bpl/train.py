@@ -103,11 +103,7 @@ def train(
         CheckpointError: the checkpoint is corrupt or of another run.
         FloatingPointError: the loss is no longer finite.
     """
-    from lightning_fabric import Fabric
-
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # what it would say is in the record
-    mixed = {"float32": "32-true", "bf16": "bf16-mixed"}
-    fabric = Fabric(accelerator=config.device, devices=1, precision=mixed[config.precision])
+    fabric = _fabric(config)
     images = images.to(fabric.device)
     torch.manual_seed(config.seed)
     method = REGISTRY[config.method](config)
@@ -155,11 +151,24 @@ def train(
         bar.update()
         if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
             _save(checkpoint, config, split, training, method, out)
-            saved, counted, macs = time.monotonic(), None, 0
+            saved = time.monotonic()
     bar.close()
     out.network = training.model.eval()
     out.small = method.finish(out.network).eval()
     return out
+
+
+def _fabric(config: RunConfig) -> Any:
+    """Device and precision of a run."""
+    try:
+        from lightning_fabric import Fabric
+    except ImportError:  # the large package `lightning` holds the same module under another name
+        from lightning.fabric import Fabric
+
+    for package in ("lightning_fabric", "lightning.fabric"):
+        logging.getLogger(package).setLevel(logging.WARNING)  # what it would say is in the record
+    mixed = {"float32": "32-true", "bf16": "bf16-mixed"}
+    return Fabric(accelerator=config.device, devices=1, precision=mixed[config.precision])
 
 
 def _epoch(

@@ -4,6 +4,7 @@ from bpl.data.batches import POLICIES, augment, batches, normalise
 from bpl.data.catalog import CARDS, Archive, Card, DataError
 from bpl.data.download import download
 from bpl.data.image_set import ImageSet, load_images
+from bpl.data.packed import pack_images
 from bpl.data.splits import Split, make_split, read_split, write_split
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "load_images",
     "make_split",
     "normalise",
+    "pack_images",
     "read_split",
     "write_split",
 ]

@@ -1,7 +1,8 @@
 """Class-folder trees: find the root, list the images, decode them all to one size.
 
-The layout is the usual one, a folder per class with the images directly in it. Decoding goes through Pillow:
-torchvision's own decoders are missing beside a CPU-only torch.
+The layout is the usual one, a folder per class with the images directly in it. Whether the tree lies on the disk or in
+one packed file makes no difference here: both are a `Traversable`. Decoding goes through Pillow: torchvision's own
+decoders are missing beside a CPU-only torch.
 """
 
 import os
@@ -10,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +37,10 @@ class Listing:
         classes: Names of the class folders, sorted.
         files: ``class/filename`` of every image, sorted by class, then by name.
         labels: Index into ``classes`` of every image.
-        stamps: Size in bytes and modification time in ns of every file.
+        stamps: Size in bytes of every file and its modification time in ns, in a packed file its CRC.
     """
 
-    folder: Path
+    folder: Traversable
     classes: tuple[str, ...]
     files: tuple[str, ...]
     labels: tuple[int, ...]
@@ -62,7 +64,26 @@ def roots(data: str | Path | None = None) -> tuple[Path, ...]:
     return tuple(found)
 
 
-def find_folder(card: Card, candidates: Sequence[Path]) -> tuple[Path, Path] | None:
+def open_root(root: Path) -> Traversable:
+    """A data root as a folder to look into.
+
+    Args:
+        root: A folder, which may not exist, or a file that `bpl.data.pack_images` wrote.
+
+    Returns:
+        The folder itself, or the top of what the file holds.
+
+    Raises:
+        DataError: A file that is no such file, or not a safe one.
+    """
+    if not root.is_file():
+        return root
+    from bpl.data.packed import open_packed  # here, because that module builds upon this one
+
+    return open_packed(root)
+
+
+def find_folder(card: Card, candidates: Sequence[Path]) -> tuple[Path, Traversable] | None:
     """Find the class folders of a data set.
 
     Args:
@@ -71,19 +92,23 @@ def find_folder(card: Card, candidates: Sequence[Path]) -> tuple[Path, Path] | N
 
     Returns:
         The data root and the folder that holds the class folders, or ``None``.
+
+    Raises:
+        DataError: A packed root cannot be read.
     """
     for root in candidates:
+        top = open_root(root)
         # Any folder of folders would do as a set without known classes: the root itself has to bear the set's name.
         itself = (".",) if card.classes is not None or root.name in card.folders else ()
         for relative in (*card.folders, *itself):
-            folder = root / relative
+            folder = top / relative
             names = [name for name in _subfolders(folder) if card.classes is None or name in card.classes]
             if any(_images(folder / name) for name in names):
                 return root, folder
     return None
 
 
-def list_images(folder: Path, classes: Sequence[str] | None = None) -> Listing:
+def list_images(folder: Traversable, classes: Sequence[str] | None = None) -> Listing:
     """List the images of a class-folder tree in an order that no file system changes.
 
     Hidden files and folders, and files that are no images by their extension (``Thumbs.db``, ``readme.txt``), are
@@ -121,10 +146,9 @@ def list_images(folder: Path, classes: Sequence[str] | None = None) -> Listing:
                 f"class folder '{folder / name}' holds no images; allowed are {', '.join(sorted(SUFFIXES))} files."
             )
         for entry in entries:
-            status = entry.stat()
             files.append(f"{name}/{entry.name}")
             labels.append(label)
-            stamps.append((status.st_size, status.st_mtime_ns))
+            stamps.append(_stamp(entry))
     return Listing(folder, tuple(sorted(classes)), tuple(files), tuple(labels), tuple(stamps))
 
 
@@ -162,7 +186,7 @@ def decode_all(listing: Listing, image_size: int, progress: bool = True) -> np.n
     return pixels
 
 
-def decode(path: Path, image_size: int) -> np.ndarray:
+def decode(path: Traversable, image_size: int) -> np.ndarray:
     """Decode one image: upright, RGB, shorter side resized to ``image_size`` with antialiasing, centre crop.
 
     Args:
@@ -176,10 +200,12 @@ def decode(path: Path, image_size: int) -> np.ndarray:
         DataError: The file is truncated, no image, or has more than ``MAX_PIXELS`` pixels.
     """
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as file, Image.open(file) as image:
             width, height = image.size  # known from the header, before any pixel is decoded
             if width * height <= MAX_PIXELS:
                 return _to_square(_to_rgb(ImageOps.exif_transpose(image)), image_size)
+    except DataError:  # of a packed file: it names the file and the reason
+        raise
     except Image.DecompressionBombError as error:
         raise DataError(f"image '{path}' is refused: {error}") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ... on damaged files
@@ -217,22 +243,28 @@ def _to_square(image: Image.Image, image_size: int) -> np.ndarray:
     return np.asarray(resized)
 
 
-def _subfolders(folder: Path) -> list[str]:
+def _subfolders(folder: Traversable) -> list[str]:
     """Names of the visible folders directly in ``folder``, sorted; empty where there is no such folder."""
     if not folder.is_dir():
         return []
-    with os.scandir(folder) as entries:
-        return sorted(
-            entry.name for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__MACOSX"))
-        )
+    return sorted(
+        entry.name for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX")) and entry.is_dir()
+    )
 
 
-def _images(folder: Path) -> list[os.DirEntry]:
+def _images(folder: Traversable) -> list[Traversable]:
     """The visible image files directly in ``folder``, sorted by name."""
-    with os.scandir(folder) as entries:
-        images = [
-            entry
-            for entry in entries
-            if not entry.name.startswith(".") and Path(entry.name).suffix.lower() in SUFFIXES and entry.is_file()
-        ]
+    images = [
+        entry
+        for entry in folder.iterdir()
+        if not entry.name.startswith(".") and Path(entry.name).suffix.lower() in SUFFIXES and entry.is_file()
+    ]
     return sorted(images, key=lambda entry: entry.name)
+
+
+def _stamp(file: Traversable) -> tuple[int, int]:
+    """What tells a changed file from its predecessor without reading it."""
+    if not isinstance(file, Path):
+        return file.stamp
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns

@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 from dataclasses import dataclass, replace
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ class ImageSet:
         digest: SHA-256 over files, labels and pixels, in hex.
         mean: Per-channel mean, 0..1.
         std: Per-channel standard deviation, 0..1.
-        root: The data root the images were found in; ``None`` for drawn scenes.
+        root: The data root the images were found in, a folder or a packed file; ``None`` for drawn scenes.
     """
 
     name: str
@@ -56,7 +57,7 @@ def load_images(dataset: str, image_size: int, data: str | Path = "auto", progre
         dataset: A name from `CARDS`, or a path to a folder that holds one folder of images per class.
         image_size: Height and width in pixels.
         data: ``"auto"`` (real images where found, else drawn scenes, with a line on stdout), ``"real"``,
-            ``"synthetic"``, or a path to a data root.
+            ``"synthetic"``, or a path to a data root (a folder, or one file that `pack_images` wrote).
         progress: Show a bar on stderr while decoding.
 
     Returns:
@@ -80,24 +81,62 @@ def load_images(dataset: str, image_size: int, data: str | Path = "auto", progre
     if card is None:
         folder = Path(dataset).expanduser().resolve()
         return _load_real(folder.name, folder, folder, None, image_size, progress)
-    explicit = None if data in ("auto", "real") else data
-    candidates = folders.roots(explicit)
-    if explicit is not None and not candidates[0].is_dir():
-        raise DataError(f"data is {str(data)!r}; allowed are auto, real, synthetic, or an existing folder.")
-    found = folders.find_folder(card, candidates)
+    found = find_real(card, data)
     if found is not None:
         return _load_real(card.name, *found, card, image_size, progress)
-    if data == "auto":
-        # No path in this line: committed notebook outputs are compared word by word on other machines.
-        print(
-            f"bpl: no images of '{card.name}' were found, so this run uses drawn scenes (source: synthetic); "
-            "set BPL_DATA to the folder that holds the real ones."
-        )
-        return _load_synthetic(card.name, image_size)
-    looked = ", ".join(f"'{root}'" for root in candidates)
-    raise DataError(
-        f"no images of '{card.name}' found in {looked} (expected: {' or '.join(card.folders)}); {_how_to_get(card)}."
+    # No path in this line: committed notebook outputs are compared word by word on other machines.
+    print(
+        f"bpl: no images of '{card.name}' were found, so this run uses drawn scenes (source: synthetic); "
+        "set BPL_DATA to the folder that holds the real ones."
     )
+    return _load_synthetic(card.name, image_size)
+
+
+def find_real(card: Card, data: str | Path) -> tuple[Path, Traversable] | None:
+    """Find the real images of a known data set.
+
+    Args:
+        card: The data set.
+        data: ``"auto"``, ``"real"``, or a path to a data root.
+
+    Returns:
+        The data root and the folder that holds the class folders; ``None`` only where ``data`` is ``"auto"``.
+
+    Raises:
+        DataError: There are none, and ``data`` is not ``"auto"``; or a root that does not exist or cannot be read.
+    """
+    explicit = None if data in ("auto", "real") else data
+    candidates = folders.roots(explicit)
+    if explicit is not None and not candidates[0].exists():
+        raise DataError(
+            f"data is {str(data)!r}; allowed are auto, real, synthetic, or an existing folder or packed .zip file."
+        )
+    found = folders.find_folder(card, candidates)
+    if found is None and data != "auto":
+        looked = ", ".join(f"'{root}'" for root in candidates)
+        raise DataError(
+            f"no images of '{card.name}' found in {looked} (expected: {' or '.join(card.folders)}); "
+            f"{_how_to_get(card)}."
+        )
+    return found
+
+
+def list_known(card: Card, folder: Traversable) -> folders.Listing:
+    """List the images of a known data set, and say or refuse what does not fit its name.
+
+    Args:
+        card: The data set.
+        folder: The folder that holds its class folders.
+
+    Returns:
+        The listing.
+
+    Raises:
+        DataError: Classes are missing, or a share would run under the name of the whole.
+    """
+    listing = folders.list_images(folder, card.classes)
+    _check_total(card, len(listing.files), folder)
+    return listing
 
 
 def _how_to_get(card: Card) -> str:
@@ -107,11 +146,11 @@ def _how_to_get(card: Card) -> str:
     return f"ask its authors at {card.home}, unpack the images there, and set BPL_DATA to that folder"
 
 
-def _load_real(name: str, root: Path, folder: Path, card: Card | None, image_size: int, progress: bool) -> ImageSet:
+def _load_real(
+    name: str, root: Path, folder: Traversable, card: Card | None, image_size: int, progress: bool
+) -> ImageSet:
     """List, decode or take from the cache."""
-    listing = folders.list_images(folder, card.classes if card else None)
-    if card is not None:
-        _check_total(card, len(listing.files), folder)
+    listing = list_known(card, folder) if card else folders.list_images(folder)
     key = cache.cache_key(files=listing.files, stamps=listing.stamps, image_size=image_size)
     cached = cache.load(name, key)
     if cached is None:
@@ -128,7 +167,7 @@ def _load_real(name: str, root: Path, folder: Path, card: Card | None, image_siz
     )
 
 
-def _check_total(card: Card, found: int, folder: Path) -> None:
+def _check_total(card: Card, found: int, folder: Traversable) -> None:
     """A share that runs under the name of the whole set would make its table rows lie."""
     if card.images_total is None or found == card.images_total:
         return

@@ -10,13 +10,14 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import torch
 
 from bpl.atomic import write_atomic
 from bpl.data.catalog import CARDS, DataError
-from bpl.data.folders import roots
+from bpl.data.folders import open_root, roots
 from bpl.data.image_set import ImageSet
 
 PARTS = ("train", "validation", "test")
@@ -25,6 +26,7 @@ PARTS = ("train", "validation", "test")
 _SHARES = {"paper": (0, 20), "protocol": (10, 20)}
 
 _AITLAS_STEMS = {"ucm": "ucmerced", "aid": "aid", "nwpu": "resisc45", "nwpu-21": "resisc45", "nwpu-45": "resisc45"}
+_AITLAS_FOLDER = "splits/aitlas"
 _AITLAS_PARTS = {"train": "train", "validation": "val", "test": "test"}
 
 
@@ -163,16 +165,18 @@ def _groups_by_class(image_set: ImageSet) -> dict[str, list[tuple[str, ...]]]:
 
 def _aitlas(image_set: ImageSet) -> Split:
     """The AiTLAS Benchmark Arena's split. Lines whose files are absent (a share of the set) are skipped."""
-    stem = _AITLAS_STEMS.get(image_set.name)
-    if stem is None or image_set.source != "real":
+    if image_set.name not in _AITLAS_STEMS or image_set.source != "real":
         raise DataError(
             f"there is no 'aitlas' split of the {image_set.source} set '{image_set.name}'; "
             f"allowed are the real images of {', '.join(_AITLAS_STEMS)}, or the splits {', '.join(_SHARES)}."
         )
+    files = aitlas_files(image_set.name, image_set.root)
+    if not files:
+        looked = ", ".join(f"'{root / _AITLAS_FOLDER}'" for root in (image_set.root, *roots()) if root is not None)
+        raise DataError(f"no split files {', '.join(_aitlas_names(image_set.name).values())} in {looked}.")
     part_of_stem: dict[str, str] = {}
-    folder = _aitlas_folder(image_set, stem)
-    for part, suffix in _AITLAS_PARTS.items():
-        for line in (folder / f"{stem}_{suffix}.csv").read_text(encoding="utf-8").splitlines():
+    for part, file in files.items():
+        for line in file.read_text(encoding="utf-8").splitlines():
             if line.strip():
                 part_of_stem[_stem(line.rpartition(",")[0])] = part
     part_of = {file: part_of_stem[_stem(file)] for file in image_set.files if _stem(file) in part_of_stem}
@@ -180,14 +184,30 @@ def _aitlas(image_set: ImageSet) -> Split:
     return _split_from(image_set, part_of)
 
 
-def _aitlas_folder(image_set: ImageSet, stem: str) -> Path:
-    """The folder that holds all three files."""
-    candidates = [root / "splits" / "aitlas" for root in (image_set.root, *roots()) if root is not None]
-    for folder in candidates:
-        if all((folder / f"{stem}_{suffix}.csv").is_file() for suffix in _AITLAS_PARTS.values()):
-            return folder
-    looked = ", ".join(f"'{folder}'" for folder in candidates)
-    raise DataError(f"no split files {stem}_train.csv, {stem}_val.csv, {stem}_test.csv in {looked}.")
+def aitlas_files(name: str, root: Path | None) -> dict[str, Traversable]:
+    """The published split files of a data set.
+
+    Args:
+        name: The data set.
+        root: The data root to look in first; the usual ones follow.
+
+    Returns:
+        The file of each part, from the first root that has all three; empty where there are none.
+    """
+    names = _aitlas_names(name)
+    for candidate in (root, *roots()) if names else ():
+        if candidate is not None:
+            folder = open_root(candidate) / _AITLAS_FOLDER
+            files = {part: folder / file for part, file in names.items()}
+            if all(file.is_file() for file in files.values()):
+                return files
+    return {}
+
+
+def _aitlas_names(name: str) -> dict[str, str]:
+    """The name of each part's file; empty for a data set that was not published."""
+    stem = _AITLAS_STEMS.get(name)
+    return {part: f"{stem}_{suffix}.csv" for part, suffix in _AITLAS_PARTS.items()} if stem else {}
 
 
 def _drop_leaks(part_of: dict[str, str], classes: Iterable[list[tuple[str, ...]]]) -> None:

@@ -69,7 +69,7 @@ def _filters_of(graph: ChannelGraph, name: str, generator: torch.Generator) -> F
         folded = sum(branch.kernel_and_bias()[0] for branch in module.branches)
     elif norm_name is not None:
         norm = graph.model.get_submodule(norm_name)
-        folded = fold_norm(conv, norm)[0]
+        folded = fold_norm(conv, norm)[0] if norm.track_running_stats else conv.weight  # no statistics, nothing to fold
     else:
         norm, folded = None, conv.weight
     gamma = norm.weight if norm is not None else torch.ones(conv.out_channels)
@@ -107,8 +107,8 @@ def prune_masks(
     """
     if not 0 <= ratio < 1:
         raise ValueError(f"ratio is {ratio}: the share of filters removed must be at least 0 and less than 1")
-    if round_to < 1:
-        raise ValueError(f"round_to is {round_to}: it must be at least 1")
+    if not isinstance(round_to, int) or round_to < 1:
+        raise ValueError(f"round_to is {round_to!r}: it must be a whole number of at least 1")
     if criterion not in CRITERIA:
         raise ValueError(f"unknown criterion {criterion!r}: allowed are {', '.join(CRITERIA)}")
     graph = ChannelGraph(model)
@@ -133,10 +133,9 @@ def check_masks(graph: ChannelGraph, masks: dict[str, Tensor]) -> None:
         if name not in graph.of_conv:
             raise ValueError(f"no convolution is called {name!r}: the model's are {', '.join(graph.of_conv)}")
         filters = graph.of_conv[name].size
-        if mask.dtype != torch.bool or mask.shape != (filters,):
-            raise ValueError(
-                f"the mask of {name!r} is {mask.dtype} of shape {tuple(mask.shape)}: it must be bool of shape ({filters},)"
-            )
+        what = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != (filters,):
+            raise ValueError(f"the mask of {name!r} is {what}: it must be a bool tensor of shape ({filters},)")
         if not mask.any():
             raise ValueError(f"the mask of {name!r} keeps none of its {filters} filters: at least one must stay")
 

@@ -173,8 +173,7 @@ def collect(folder: Path | None = None, **where: Any) -> list[Row]:
     def wanted(record: Record) -> bool:
         values = record.config | {"source": record.data["source"]}
         return all(
-            values[key] in (value if isinstance(value, list | tuple | set) else [value])
-            for key, value in where.items()
+            values[key] in (value if isinstance(value, list | tuple | set) else [value]) for key, value in where.items()
         )
 
     return group(record for _, record in iterate_records(folder) if wanted(record))

@@ -3,14 +3,14 @@
 from bpl.report.claims import Claim
 from bpl.report.display import Markdown
 from bpl.report.numbers import interval, percent_change, points
-from bpl.report.rows import LABELS, Row, control, find
+from bpl.report.rows import Row, control, find
 from bpl.report.statistics import Difference, Summary
 
 NO_RECORDS = "No run is recorded yet for this table: `bpl sweep workflow/ucm.yaml` makes the records."
 
 
 def seeds(n: int) -> str:
-    """"over n = 3 seeds", or "in one run"."""
+    """How many seeds: "over n = 3 seeds", or "in one run"."""
     return "in one run" if n == 1 else f"over n = {n} seeds"
 
 
@@ -37,7 +37,7 @@ def verdict(value: Difference | None, other: str) -> str:
     if value is None:
         return f"there is nothing to compare it with: {other} is not recorded at the same seeds"
     if value.low is None:
-        return f"{difference(value)} against {other}, in one pair of runs, which shows no more than an order of magnitude"
+        return f"{difference(value)} against {other}, from one pair of runs, which shows little"
     if not value.beyond_chance:
         return f"{difference(value)} against {other}: no difference that {value.n} seeds can show"
     return f"{difference(value)} against {other}: {'better' if value.mean > 0 else 'worse'} than {other}"
@@ -85,9 +85,7 @@ def diversity(rows: list[Row]) -> Markdown:
     items = []
     for row in rows:
         without = [
-            other
-            for other in rows
-            if other.method == "bpl" and other.config == row.config | {"diversity_weight": 0.0}
+            other for other in rows if other.method == "bpl" and other.config == row.config | {"diversity_weight": 0.0}
         ]
         if row.method == "bpl" and row.config["diversity_weight"] and without:
             items.append(
@@ -121,7 +119,7 @@ def beside_claim(rows: list[Row], claim: Claim, ratio: float = 0.7, method: str 
     parts = [stated, f"One of the {images} test images is {one:.2f} points."]
     value = row.difference(control(rows, row, "dense"))
     if value is None:
-        parts.append("The dense network is not recorded at the same seeds, so there is no loss of ours to put beside it.")
+        parts.append("The dense network is not recorded at the same seeds, so there is no loss of ours beside it.")
     elif value.low is None:
         parts.append(
             f"Our one pair of runs ({_network_name(row)}, ratio {ratio:g}) differs by {points(value.mean)} points; "
@@ -135,11 +133,7 @@ def beside_claim(rows: list[Row], claim: Claim, ratio: float = 0.7, method: str 
             f"{percent_change(-row.macs_reduction)} % MACs) {row.label} differs from its dense network by "
             f"{difference(value)}, {seeds(value.n)}. That interval is {width:.0f} test images wide and "
             f"{'contains' if inside else 'does not contain'} {points(-claim.accuracy_loss)}"
-            + (
-                "; it is too wide to tell the claim from no loss at all."
-                if inside and not value.beyond_chance
-                else "."
-            )
+            + ("; it is too wide to tell the claim from no loss at all." if inside and not value.beyond_chance else ".")
         )
         parts.append(
             "It says what holds for this small network trained this way; the claim itself, on "
@@ -173,8 +167,3 @@ def complete(missing: int, total: int) -> str:
     if missing:
         return f"{missing} of the {total} runs of this campaign are not recorded yet; rows with fewer seeds say so."
     return f"All {total} runs of this campaign are recorded."
-
-
-def method_names() -> str:
-    """The methods' labels, for a legend in prose."""
-    return ", ".join(f"`{name}` = {label}" for name, label in LABELS.items())

@@ -120,9 +120,8 @@ def _finish(
     if not rows:
         return Markdown("No run of this table is recorded yet.")
     table = "\n".join(
-        "| " + " | ".join(cells) + " |"
-        for cells in (header, [":---", *["---:"] * (len(header) - 1)], *lines)
+        "| " + " | ".join(cells) + " |" for cells in (header, [":---", *["---:"] * (len(header) - 1)], *lines)
     )
-    # A colon fence: the book numbers the table, and a notebook viewer that does not know the fence shows it all the same.
+    # A colon fence: the book numbers the table, and a viewer that does not know the fence shows it all the same.
     text = f":::{{table}} {caption}\n:name: {name}\n:class: wide\n\n{table}\n\n:::"
     return Markdown(f"{text}\n\n{sources_of(rows)}" if sources else text)

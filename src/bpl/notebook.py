@@ -1,0 +1,110 @@
+"""What the pages that run something share: parameters checked at once, and one live run under ``_build/``."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bpl.config import RunConfig
+from bpl.data import ImageSet, Split, load_images, make_split
+from bpl.measure import count_macs
+from bpl.models import build_model
+from bpl.paths import project_root
+from bpl.pruning import prune_masks, slim
+from bpl.records import Record, RecordError, load_record, record_path, source_digest
+from bpl.run import run
+
+
+class BadParameter(ValueError):
+    """A notebook's parameter that cannot be used. IPython and papermill show its one sentence without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
+
+
+def configure(namespace: Mapping[str, Any]) -> tuple[RunConfig, ImageSet, Split]:
+    """Check a notebook's parameters and load what they ask for, before anything takes time.
+
+    Every plain value that the notebook has defined so far counts as a parameter, those that papermill injects too, so
+    that a misspelt name is an error and every knob of `RunConfig` can be set.
+
+    Args:
+        namespace: the notebook's ``globals()``.
+
+    Returns:
+        The run, its images and their split.
+
+    Raises:
+        BadParameter: an unknown parameter, a value that is not allowed, or images that cannot be used; one sentence.
+    """
+    try:
+        config = RunConfig.from_dict(parameters(namespace))
+        images = load_images(config.dataset, config.image_size, config.data)
+        return config, images, make_split(images, config.split, config.seed)
+    except ValueError as error:
+        raise BadParameter(" ".join(str(error).split())) from None
+
+
+def parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain values among a notebook's names: what its parameter cells have set.
+
+    Args:
+        namespace: the notebook's ``globals()``.
+
+    Returns:
+        name -> value.
+    """
+    own = {"In", "Out"}  # IPython's
+    plain = (bool, int, float, str, list, dict, type(None))
+    return {
+        name: value
+        for name, value in namespace.items()
+        if not name.startswith("_") and name not in own and isinstance(value, plain)
+    }
+
+
+def live_run(config: RunConfig, images: ImageSet) -> tuple[Record, Path]:
+    """Make one run under ``_build/live``, apart from the recorded ones.
+
+    A run that was interrupted goes on; one that was finished by this very version of the library is not made again.
+
+    Args:
+        config: the run.
+        images: its images, as `configure` found them.
+
+    Returns:
+        The record, and the file of the shipped network.
+    """
+    folder = project_root() / "_build" / "live"
+    path = record_path(config, images.source, folder)
+    network = folder / "networks" / path.stem / "model.safetensors"
+    current = network.exists() and _is_of(path, source_digest(), images.digest)
+    if current:
+        print("This run was finished before by this very code on these images; here is its record.")
+        return load_record(path), network
+    return run(config, folder=folder, work=folder / "networks", repeat=path.exists()), network
+
+
+def _is_of(path: Path, source: str, images: str) -> bool:
+    """Whether there is a record that this code made from these images."""
+    try:
+        record = load_record(path)
+    except RecordError:
+        return False
+    return record.environment["source"] == source and record.data["digest"] == images
+
+
+def counted_macs(config: RunConfig, classes: int) -> int:
+    """Multiply-accumulates of the network that a run ships, counted without training it.
+
+    Args:
+        config: the run.
+        classes: number of classes.
+
+    Returns:
+        Multiply-accumulates of convolutions and linear layers for one image.
+    """
+    model = build_model(config.arch, classes, config.image_size, config.width)
+    if config.method != "dense":
+        masks = prune_masks(model, config.ratio, criterion="l2", scope=config.scope, round_to=config.round_to)
+        model = slim(model, masks)
+    return count_macs(model, config.image_size)

@@ -1,0 +1,38 @@
+"""Tables, figures and sentences made from records; nothing here knows of data, training or networks."""
+
+from bpl.report.claims import Claim, claim
+from bpl.report.curves import curves
+from bpl.report.display import Drawing, Markdown
+from bpl.report.figures import difference_to_dense, tradeoff
+from bpl.report.rows import ReportError, Row, collect, control, find, group, lacking
+from bpl.report.sentences import answer, beside_claim, complete, diversity
+from bpl.report.statistics import Difference, Summary, bootstrap_interval, paired_difference, summarise
+from bpl.report.tables import accuracy_table, cost_table
+
+__all__ = [
+    "Claim",
+    "Difference",
+    "Drawing",
+    "Markdown",
+    "ReportError",
+    "Row",
+    "Summary",
+    "accuracy_table",
+    "answer",
+    "beside_claim",
+    "bootstrap_interval",
+    "claim",
+    "collect",
+    "complete",
+    "control",
+    "cost_table",
+    "curves",
+    "difference_to_dense",
+    "diversity",
+    "find",
+    "group",
+    "lacking",
+    "paired_difference",
+    "summarise",
+    "tradeoff",
+]

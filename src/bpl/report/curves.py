@@ -1,0 +1,54 @@
+"""What happened while training, epoch by epoch, as mean over seeds."""
+
+import numpy as np
+
+from bpl.report.display import Drawing, Markdown
+from bpl.report.rows import Row
+from bpl.report.sentences import NO_RECORDS
+from bpl.report.style import COLOURS, SERIES, drawing, label_at_right, new_axes
+
+TITLES = {
+    "validation": "Top-1 on the validation part, %",
+    "test": "Top-1 on the test part, %",
+    "loss": "Training loss",
+    "partner_cosine": "Cosine between block and partner",
+}
+
+
+def curves(rows: list[Row], name: str = "validation") -> Drawing | Markdown:
+    """One curve a row, the range over its seeds as a band.
+
+    Args:
+        rows: rows that were trained for any number of epochs.
+        name: a key of `Record.curves`, such as "validation", "test", "loss" or "partner_cosine"; rows without it are
+            left out.
+
+    Returns:
+        The figure; one sentence where no row has such a curve.
+    """
+    drawn = [row for row in rows if all(name in record.curves for record in row.records)]
+    if not drawn:
+        return Markdown(NO_RECORDS)
+    figure, axes = new_axes(height=3.8)
+    # Colours are the methods' where every row is of a method of its own.
+    one_each = len({row.method for row in drawn}) == len(drawn)
+    ends = []
+    for index, row in enumerate(drawn):
+        colour = COLOURS.get(row.method, SERIES[-1]) if one_each else SERIES[index % len(SERIES)]
+        values = np.array([record.curves[name] for record in row.records])  # (seeds, epochs)
+        epochs = np.arange(1, values.shape[1] + 1)
+        axes.plot(epochs, values.mean(axis=0), color=colour, linewidth=1.6)
+        if len(values) > 1:
+            axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, linewidth=0)
+        ends.append((epochs[-1], values[:, -1].mean(), colour, _label(row, drawn)))
+    axes.set_xlim(0, max(epoch for epoch, *_ in ends))
+    label_at_right(axes, ends)
+    axes.set_xlabel("Epoch")
+    axes.set_ylabel(TITLES.get(name, name.replace("_", " ")))
+    return drawing(figure, f"{TITLES.get(name, name)} against the epoch, mean over seeds")
+
+
+def _label(row: Row, rows: list[Row]) -> str:
+    """The row's name, with its ratio where the rows differ in it."""
+    ratios = {other.ratio for other in rows if other.method != "dense"}
+    return row.label if len(ratios) <= 1 or row.method == "dense" else f"{row.label}, {row.ratio:g}"

@@ -1,0 +1,10 @@
+"""What every test starts from. Helpers live in modules of their own: `exactness`, `little_networks`, `support`."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def same_chance_every_time() -> None:
+    """Random weights and images are the same in every run, whatever ran before."""
+    torch.manual_seed(0)
