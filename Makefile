@@ -29,7 +29,7 @@ export BPL_DATA := $(abspath $(BPL_DATA))
 endif
 unexport JUPYTER_PATH PYTHONHOME PYTHONPATH
 
-.PHONY: help setup reproduce test test-long book clean
+.PHONY: help setup reproduce test test-long book notebooks clean
 
 help:
 	@echo 'make reproduce   run notebooks/ucm.ipynb at one pruning ratio and build the book with that run in it'
@@ -37,6 +37,7 @@ help:
 	@echo 'make test        all tests, the notebooks compared cell by cell with their committed outputs included'
 	@echo 'make test-long   the tests that take minutes'
 	@echo 'make book        build the book from the committed notebooks, warnings being errors'
+	@echo 'make notebooks   execute the committed notebooks anew, after a change of the library or of records'
 	@echo 'make setup       only make the environment in $(VENV)'
 	@echo 'make clean       remove _build: the book, your executed notebooks, checkpoints of unfinished runs'
 
@@ -92,6 +93,10 @@ book: setup
 	@$(BOOK) -W -n --keep-going > _build/book.log
 	@echo '==> Done. Open this page in a browser:'
 	@echo '_build/html/index.html'
+
+notebooks: setup
+	@echo '==> Executing the notebooks anew, on drawn scenes and the recorded runs'
+	@$(PY) book/refresh.py
 
 clean:
 	@rm -rf _build

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("_config.yml", "_toc.yml", "book", "notebooks", "data/results")
-NOT_PAGES = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "*.tmp", "stage.py", ".DS_Store")
+# A page may show what a cell of a notebook shows: `<!-- output of notebooks/ucm.ipynb, cell ucm-answer -->`.
+OUTPUT_OF = re.compile(r"<!-- output of (\S+\.ipynb), cell (\S+) -->")
+NOT_PAGES = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "*.tmp", "stage.py", "refresh.py", ".DS_Store")
 
 
 def executed_notebooks(folder: Path, notebooks: Path) -> dict[str, Path]:
@@ -35,6 +38,35 @@ def executed_notebooks(folder: Path, notebooks: Path) -> dict[str, Path]:
     return found
 
 
+def output_of(notebook: Path, cell_id: str) -> str:
+    """Return the Markdown that a notebook's cell shows; numbers on a page so come from the cell that is compared.
+
+    Raises:
+        ValueError: no such notebook or cell, or a cell that shows no Markdown.
+    """
+    if notebook.exists():
+        for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+            if cell.get("id") == cell_id:
+                for output in cell["outputs"]:
+                    if "text/markdown" in output.get("data", {}):
+                        return "".join(output["data"]["text/markdown"])
+    raise ValueError(f"{notebook} has no cell {cell_id!r} that shows Markdown")
+
+
+def fill_in(pages: Path, notebooks: Path) -> None:
+    """Put what notebooks show into the staged pages that ask for it.
+
+    Args:
+        pages: folder of the staged Markdown pages.
+        notebooks: root that the notebooks' paths start from; the committed ones, whatever was executed.
+    """
+    for page in sorted(pages.glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        filled = OUTPUT_OF.sub(lambda found: output_of(notebooks / found[1], found[2]), text)
+        if filled != text:
+            page.write_text(filled, encoding="utf-8")
+
+
 def stage(target: Path, executed: Path | None = None, root: Path = ROOT) -> list[str]:
     """Write the book's sources to `target` anew; return the names of the notebooks taken from `executed`."""
     shutil.rmtree(target, ignore_errors=True)
@@ -46,6 +78,7 @@ def stage(target: Path, executed: Path | None = None, root: Path = ROOT) -> list
             shutil.copytree(source, copy, ignore=NOT_PAGES)
         elif source.exists():
             shutil.copy2(source, copy)
+    fill_in(target / "book", root)
     taken = executed_notebooks(executed, root / "notebooks") if executed else {}
     for name, path in taken.items():
         shutil.copy2(path, target / "notebooks" / name)

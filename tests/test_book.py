@@ -227,6 +227,20 @@ def test_staging_lays_finished_runs_over_committed_pages(tmp_path: Path, capsys:
     assert "committed" in (target / "notebooks" / "ucm.ipynb").read_text(encoding="utf-8")
 
 
+def test_a_page_shows_what_a_cell_shows(tmp_path: Path) -> None:
+    cell = {"cell_type": "code", "id": "answer", "outputs": [{"data": {"text/markdown": ["74.29 % ", "[73.8, 74.8]"]}}]}
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "ucm.ipynb").write_text(json.dumps({"cells": [cell]}), encoding="utf-8")
+    page = tmp_path / "book" / "index.md"
+    page.parent.mkdir()
+    page.write_text("So far: <!-- output of notebooks/ucm.ipynb, cell answer -->.\n", encoding="utf-8")
+    stage.stage(tmp_path / "staged", root=tmp_path)
+    assert (tmp_path / "staged" / "book" / "index.md").read_text(encoding="utf-8") == "So far: 74.29 % [73.8, 74.8].\n"
+    page.write_text("<!-- output of notebooks/ucm.ipynb, cell gone -->", encoding="utf-8")
+    with pytest.raises(ValueError, match="has no cell 'gone'"):
+        stage.stage(tmp_path / "staged", root=tmp_path)
+
+
 def test_conda_and_pip_install_the_same() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     dependencies = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]

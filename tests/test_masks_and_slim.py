@@ -82,17 +82,18 @@ def test_full_width_networks_agree_at_every_ratio(name, scope, dtype):
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_any_masks_on_any_structure_are_exact(structure, together):
     model = STRUCTURES[structure]().double()
-    randomise_statistics(model, tiny_variance=False)
-    for network in (model, randomise_statistics(bpl.grow_partners(copy.deepcopy(model)))):
-        for seed in range(3):
-            assert_exact(network, images(size=SIZE), random_masks(network, seed, together=together))
+    if together:  # the plain network in one half of the cases, the grown one in the other
+        model = bpl.grow_partners(model)
+    randomise_statistics(model)
+    for seed in range(2):
+        assert_exact(model, images(size=SIZE), random_masks(model, seed, together=together))
 
 
 @pytest.mark.parametrize("options", CONV_OPTIONS.values(), ids=CONV_OPTIONS)
 def test_any_masks_on_any_convolution_are_exact(options):
     model = randomise_statistics(bpl.grow_partners(chain(**options)).double(), tiny_variance=True)
-    for seed in range(3):
-        assert_exact(model, images(size=SIZE), random_masks(model, seed))
+    for seed in range(2):
+        assert_exact(model, images(size=SIZE), random_masks(model, seed, together=seed == 0))
 
 
 def mask_sets(model: nn.Module) -> st.SearchStrategy[dict[str, list[bool]]]:

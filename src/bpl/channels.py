@@ -112,7 +112,7 @@ class ChannelGraph:
         sets: all `Channels`, in the order of the forward pass.
         of_conv: conv name -> the `Channels` it produces.
         sites: conv name -> its `ConvSite`.
-        calls: module name -> how many times the forward pass uses a module that has parameters.
+        calls: name of a normalisation or a module with parameters -> how many times the forward pass uses it.
 
     Raises:
         ValueError: the network cannot be traced (its forward branches on data).
@@ -170,12 +170,17 @@ class ChannelGraph:
     def _count_calls(self) -> dict[str, int]:
         calls: dict[str, int] = {}
         for node in self._nodes:
-            if node.op == "call_module" and any(True for _ in self._modules[node.target].parameters()):
+            if node.op == "call_module" and self._belongs_to_one_place(self._modules[node.target]):
                 calls[node.target] = calls.get(node.target, 0) + 1
             elif node.op == "get_attr":  # a parameter used past its module, or one of the network's own
                 owner = node.target.rpartition(".")[0]
                 calls[owner] = calls.get(owner, 0) + 1
         return calls
+
+    @staticmethod
+    def _belongs_to_one_place(module: nn.Module) -> bool:
+        """Whether a second call of a module would tie what it is called on; an activation may be called anywhere."""
+        return isinstance(module, nn.BatchNorm2d) or any(True for _ in module.parameters())
 
     def _walk(self) -> None:
         values: dict[fx.Node, _Value] = {}

@@ -48,9 +48,10 @@ TIERS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-# What a method fills in where the config says None. freeze_at is a share of the epochs.
+# What a method fills in where the config says None. freeze_at is a share of the epochs, at least one epoch: BPL's masks
+# are ranked once, after the first epoch, as the released code's are in effect.
 _PRUNING: dict[str, dict[str, Any]] = {
-    "bpl": {"criterion": "l2", "mask": "soft", "freeze_at": 0.3},
+    "bpl": {"criterion": "l2", "mask": "hard", "freeze_at": 0.01},
     "l1": {"criterion": "l1", "mask": "hard", "freeze_at": 0.5},
     "random": {"criterion": "random", "mask": "hard", "freeze_at": 0.5},
     "sfp": {"criterion": "l2", "mask": "soft", "freeze_at": 0.8},
@@ -111,7 +112,7 @@ class RunConfig:
             released (as the released BPL code: ranked after the first epoch, the partner's gradients and the batch
             normalisation not masked).
         mask_every: epochs between two rankings of a soft mask.
-        freeze_at: share of the epochs after which masks no longer change, in (0, 1].
+        freeze_at: share of the epochs after which masks no longer change, in (0, 1]; at least one epoch.
         slim_at_freeze: train on the physically smaller network from the freeze on (the same function, cheaper).
         diversity_weight: factor of the diversity loss; 0.01 in the released code.
         diversity_form: a key of `bpl.diversity.FORMS`.
@@ -181,8 +182,10 @@ class RunConfig:
             raise ValueError(
                 f"unknown data set {self.dataset!r}: allowed are {', '.join(CARDS)}, or a folder of class folders"
             )
-        if self.data not in ("auto", "real", "synthetic") and not Path(self.data).is_dir():
-            raise ValueError(f"data is {self.data!r}: allowed are auto, real, synthetic, or an existing folder")
+        if self.data not in ("auto", "real", "synthetic") and not Path(self.data).exists():
+            raise ValueError(
+                f"data is {self.data!r}: allowed are auto, real, synthetic, or an existing folder or packed .zip file"
+            )
         _one_of("network", self.arch, ARCHITECTURES)
         _one_of("split", self.split, SPLITS)
         _one_of("schedule", self.schedule, SCHEDULES)

@@ -26,7 +26,7 @@ PARTS = ("train", "validation", "test")
 _SHARES = {"paper": (0, 20), "protocol": (10, 20)}
 
 _AITLAS_STEMS = {"ucm": "ucmerced", "aid": "aid", "nwpu": "resisc45", "nwpu-21": "resisc45", "nwpu-45": "resisc45"}
-_AITLAS_FOLDER = "splits/aitlas"
+AITLAS_FOLDER = "splits/aitlas"
 _AITLAS_PARTS = {"train": "train", "validation": "val", "test": "test"}
 
 
@@ -172,7 +172,7 @@ def _aitlas(image_set: ImageSet) -> Split:
         )
     files = aitlas_files(image_set.name, image_set.root)
     if not files:
-        looked = ", ".join(f"'{root / _AITLAS_FOLDER}'" for root in (image_set.root, *roots()) if root is not None)
+        looked = ", ".join(f"'{root / AITLAS_FOLDER}'" for root in (image_set.root, *roots()) if root is not None)
         raise DataError(f"no split files {', '.join(_aitlas_names(image_set.name).values())} in {looked}.")
     part_of_stem: dict[str, str] = {}
     for part, file in files.items():
@@ -197,7 +197,7 @@ def aitlas_files(name: str, root: Path | None) -> dict[str, Traversable]:
     names = _aitlas_names(name)
     for candidate in (root, *roots()) if names else ():
         if candidate is not None:
-            folder = open_root(candidate) / _AITLAS_FOLDER
+            folder = open_root(candidate) / AITLAS_FOLDER
             files = {part: folder / file for part, file in names.items()}
             if all(file.is_file() for file in files.values()):
                 return files

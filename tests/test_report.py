@@ -1,0 +1,243 @@
+"""Statistics, tables, figures and sentences made from records."""
+
+import dataclasses
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from bpl import report
+from bpl.config import RunConfig
+from bpl.records import Record, record_path, save_record
+from bpl.report.numbers import interval, points, spread
+from bpl.report.style import spread_out
+
+EPOCHS = 4
+ROWS = (
+    {"method": "dense"},
+    {"method": "scratch", "ratio": 0.7},
+    {"method": "bpl", "ratio": 0.7},
+    {"method": "bpl", "ratio": 0.7, "diversity_weight": 0.0},
+    {"method": "sfp", "ratio": 0.5},
+)
+
+
+def make_record(config: RunConfig, test: float) -> Record:
+    """A record with invented numbers and everything a real one has."""
+    kept = 1 - config.ratio
+    curves = {name: [test - 3 + epoch for epoch in range(EPOCHS)] for name in ("validation", "test")}
+    if config.method == "bpl":
+        curves["partner_cosine"] = [0.1 * epoch for epoch in range(EPOCHS)]
+    latency = {"median_ms": 2.0 * kept}
+    return Record(
+        name=config.run_name("real"),
+        config=config.to_dict(),
+        data={"source": "real", "digest": "d" * 64, "train": 1470, "validation": 210, "test": 420},
+        accuracy={"test": test, "test_at_best_validation": test - 1, "best_test": test + 2},
+        curves=curves,
+        cost={
+            "macs": round(1e6 * kept), "params": round(1e5 * kept), "dense_macs": 1_000_000, "dense_params": 100_000,
+            "training_macs": round(1e9 * (1 + kept)), "latency": latency,
+        },
+        equivalence={"relative_error": 1e-7, "same_top1": 1.0},
+        widths={},
+        environment=dict.fromkeys(("python", "torch", "device", "machine", "threads", "source"), "x"),
+        seconds=1.0,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of records, three seeds a row, that the library takes for the checkout's."""
+    chance = random.Random(0)
+    for row in ROWS:
+        for seed in range(3):
+            config = RunConfig(dataset="ucm", seed=seed, **row)
+            save_record(
+                make_record(config, round((75 + chance.gauss(0, 1)) * 4.2) / 4.2), record_path(config, "real", tmp_path)
+            )
+    monkeypatch.setenv("BPL_RESULTS", str(tmp_path))
+    return tmp_path
+
+
+def change(results: Path, pattern: str, **accuracy: float) -> None:
+    """Change accuracies in the first record whose name matches."""
+    path = sorted(results.glob(f"ucm/{pattern}"))[0]
+    values = json.loads(path.read_text())
+    values["accuracy"] |= accuracy
+    path.write_text(json.dumps(values))
+
+
+def shown(rows: list[report.Row]) -> dict[str, str]:
+    """All that a page makes from rows, as text."""
+    claim = report.claim("bpl", "ucm")
+    return {
+        "answer": repr(report.answer(rows)),
+        "accuracy": repr(report.accuracy_table(rows, "Accuracy.", "tab-a")),
+        "cost": repr(report.cost_table(rows, "Cost.", "tab-b")),
+        "diversity": repr(report.diversity(rows)),
+        "claim": repr(report.beside_claim(rows, claim)),
+        "tradeoff": report.tradeoff(rows)._repr_svg_(),
+        "difference": report.difference_to_dense(rows, claim)._repr_svg_(),
+        "curves": report.curves(rows, "partner_cosine")._repr_svg_(),
+    }
+
+
+def test_bootstrap_interval_is_that_of_scipy() -> None:
+    values = np.random.default_rng(1).normal(80, 2, size=12)
+    ours = report.bootstrap_interval(values)
+    theirs = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=20_000, rng=2).confidence_interval
+    assert ours == pytest.approx((theirs.low, theirs.high), abs=0.05)
+    assert report.bootstrap_interval(values) == ours
+
+
+def test_bootstrap_interval_of_three_values_is_their_range() -> None:
+    assert report.bootstrap_interval([71.0, 74.0, 72.5]) == (71.0, 74.0)
+
+
+def test_summary_of_one_value_has_no_interval_and_of_none_is_an_error() -> None:
+    assert report.summarise([70.0]) == report.Summary(1, 70.0, None, None, None)
+    assert report.summarise([1.0, 2.0, 3.0]).deviation == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="no value"):
+        report.summarise([])
+    with pytest.raises(ValueError, match="at least 2 values, not 1"):
+        report.bootstrap_interval([1.0])
+
+
+def test_paired_difference_is_the_paired_t_test_over_the_common_seeds() -> None:
+    values, control = {0: 75.0, 1: 77.5, 2: 76.0, 9: 0.0}, {0: 74.0, 1: 75.0, 2: 75.5, 8: 99.0}
+    ours = report.paired_difference(values, control)
+    theirs = stats.ttest_rel([75.0, 77.5, 76.0], [74.0, 75.0, 75.5])
+    assert (ours.n, ours.mean, ours.p) == (3, pytest.approx(4 / 3), pytest.approx(theirs.pvalue))
+    assert (ours.low, ours.high) == pytest.approx(tuple(theirs.confidence_interval(0.95)))
+    assert ours.beyond_chance == (theirs.pvalue < 0.05)
+
+
+def test_paired_difference_of_few_or_equal_pairs_claims_nothing() -> None:
+    assert report.paired_difference({0: 1.0}, {1: 1.0}) is None
+    assert report.paired_difference({0: 3.0}, {0: 1.0}) == report.Difference(1, 2.0, None, None, None)
+    assert report.paired_difference({0: 3.0, 1: 4.0}, {0: 1.0, 1: 2.0}).p is None
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (points(-0.24), "−0.24"),
+        (points(1.5), "+1.50"),
+        (points(-0.001), "0.00"),
+        (interval(-1.25, 0.7, signed=True), "[−1.2, +0.7]"),
+        (interval(None, None), ""),
+        (spread(report.summarise([70.0])), "70.00"),
+        (spread(None), "–"),
+    ],
+)
+def test_numbers_are_written_one_way(written: str, expected: str) -> None:
+    assert written == expected
+
+
+def test_labels_are_moved_apart_and_no_further() -> None:
+    assert spread_out([0.0, 10.0], 1.0) == [0.0, 10.0]
+    placed = spread_out([5.0, 5.1, 5.2, 9.0], 1.0)
+    assert np.diff(sorted(placed)).min() >= 1.0 - 1e-9
+    assert placed[3] == 9.0 and placed[1] == pytest.approx(5.1)
+
+
+def test_rows_are_named_by_what_sets_them_apart(results: Path) -> None:
+    rows = report.collect(dataset="ucm", source="real")
+    assert [(row.label, row.ratio, row.seeds) for row in rows] == [
+        ("Dense", 0.0, [0, 1, 2]),
+        ("SFP", 0.5, [0, 1, 2]),
+        ("Narrow, from scratch", 0.7, [0, 1, 2]),
+        ("BPL, no diversity loss", 0.7, [0, 1, 2]),
+        ("BPL, diversity weight 1", 0.7, [0, 1, 2]),
+    ]
+    assert report.find(rows, "bpl", 0.7).label == "BPL, diversity weight 1"
+    assert report.find(rows, "bpl", 0.5) is None
+    assert report.control(rows, rows[3], "scratch") is rows[2]
+    assert report.control(rows, rows[1], "scratch") is None
+
+
+def test_each_row_has_the_command_and_the_links_of_its_records(results: Path) -> None:
+    for row in report.collect(dataset="ucm"):
+        words = row.command()
+        assert words.startswith("for seed in 0 1 2; do bpl run --dataset ucm --method ")
+        assert words.endswith("; done") and "--seed $seed" in words
+        for record in row.records:
+            assert f"(../data/results/ucm/{record.name}.json)" in row.links()
+            assert (results / "ucm" / f"{record.name}.json").exists()
+    one = report.collect(dataset="ucm", method="bpl", seed=1, diversity_weight=0.0)
+    assert one[0].command() == "bpl run --dataset ucm --method bpl --ratio 0.7 --seed 1 --diversity-weight 0.0"
+
+
+def test_rows_of_different_images_or_networks_do_not_share_a_table(results: Path) -> None:
+    other = RunConfig(dataset="ucm", method="dense", arch="resnet56")
+    save_record(make_record(other, 70.0), record_path(other, "real"))
+    with pytest.raises(report.ReportError, match="cannot mix arch resnet18 and resnet56"):
+        report.collect(dataset="ucm")
+    drawn = make_record(RunConfig(dataset="ucm", method="dense"), 70.0)
+    drawn = dataclasses.replace(drawn, data=drawn.data | {"source": "synthetic"})
+    with pytest.raises(report.ReportError, match="cannot mix source real and synthetic"):
+        report.group([drawn, *report.collect(dataset="ucm", arch="resnet18")[0].records])
+    with pytest.raises(report.ReportError, match="unknown field 'archh'"):
+        report.collect(archh="resnet18")
+
+
+def test_what_is_shown_is_the_same_text_on_every_run(results: Path) -> None:
+    assert shown(report.collect(dataset="ucm")) == shown(report.collect(dataset="ucm"))
+
+
+def test_one_changed_number_changes_what_is_shown(results: Path) -> None:
+    before = shown(report.collect(dataset="ucm"))
+    change(results, "bpl-*", test=60.0)
+    after = shown(report.collect(dataset="ucm"))
+    changed = {name for name in before if before[name] != after[name]}
+    assert {"accuracy", "tradeoff", "difference"} <= changed
+    assert "curves" not in changed and "cost" not in changed
+
+
+def test_a_row_of_one_seed_has_no_interval_and_says_so(results: Path) -> None:
+    rows = report.collect(dataset="ucm", seed=0)
+    texts = shown(rows)
+    assert "in one run" in texts["answer"] and "from one pair of runs" in texts["answer"]
+    assert "one pair has no interval" in texts["claim"]
+    assert "[" not in repr(report.accuracy_table(rows, "Accuracy.", "tab-a", sources=False))
+
+
+def test_no_records_give_one_sentence(tmp_path: Path) -> None:
+    rows = report.collect(tmp_path)
+    claim = report.claim("bpl", "ucm")
+    for made in (
+        report.answer(rows),
+        report.accuracy_table(rows, "Accuracy.", "tab-a"),
+        report.cost_table(rows, "Cost.", "tab-b"),
+        report.diversity(rows),
+        report.tradeoff(rows),
+        report.difference_to_dense(rows, claim),
+        report.curves(rows),
+    ):
+        assert "recorded yet" in repr(made) and "\n" not in repr(made)
+    assert "−73.97" in repr(report.beside_claim(rows, claim))
+
+
+def test_a_method_without_its_controls_is_still_shown(results: Path) -> None:
+    rows = report.collect(dataset="ucm", method="bpl")
+    assert "nothing to compare it with" in repr(report.answer(rows))
+    assert "no loss of ours" in repr(report.beside_claim(rows, report.claim("bpl", "ucm")))
+    assert "<svg" in report.tradeoff(rows)._repr_svg_()
+
+
+def test_a_campaign_knows_what_it_lacks(results: Path) -> None:
+    configs = [RunConfig(dataset="ucm", method="dense", seed=seed) for seed in range(5)]
+    assert [config.seed for config in report.lacking(configs)] == [3, 4]
+    assert report.complete(2, 5).startswith("2 of the 5 runs")
+    assert report.complete(0, 5) == "All 5 runs of this campaign are recorded."
+
+
+def test_the_paper_states_what_is_cited_and_nothing_else() -> None:
+    claim = report.claim("bpl", "ucm")
+    assert (claim.network, claim.flops_reduction, claim.accuracy_loss) == ("ResNet-50", 73.97, 0.24)
+    assert "10.1109/TNNLS.2023.3306512" in claim.citation
+    assert report.claim("bpl", "nwpu") is None
