@@ -48,7 +48,9 @@ def randomise_statistics(model: nn.Module, seed: int = 0, *, negative: bool = Tr
 
 
 def images(count: int = 2, size: int = 32, dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(
+        dtype
+    )
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:

@@ -135,7 +135,7 @@ OTHER = {
     "dataset": "aid", "method": "sfp", "arch": "resnet56", "ratio": 0.5, "seed": 1, "epochs": 7, "split": "paper",
     "image_size": 96, "width": 24, "batch_size": 32, "schedule": "released", "learning_rate": 0.02, "momentum": 0.8,
     "weight_decay": 0.0, "label_smoothing": 0.1, "augmentation": "nadir", "precision": "float32", "criterion": "fpgm",
-    "scope": "all", "round_to": 8, "mask": "hard", "mask_every": 2, "freeze_at": 0.6, "slim_at_freeze": False,
+    "scope": "all", "round_to": 8, "mask": "soft", "mask_every": 2, "freeze_at": 0.6, "slim_at_freeze": False,
     "diversity_weight": 0.25, "diversity_form": "layer-squared",
 }  # fmt: skip
 NO_PART_OF_IT = {"tier", "device", "data"}  # the source of the images, real or drawn, counts in place of `data`

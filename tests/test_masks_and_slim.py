@@ -235,7 +235,9 @@ def emissions(model: nn.Module, masks: dict[str, torch.Tensor], x: torch.Tensor)
     sites = ChannelGraph(model).sites
     for name in masks:
         module = model.get_submodule(sites[name].norm or name)
-        handles.append(module.register_forward_hook(lambda _m, _x, out, name=name: seen.__setitem__(name, out.detach())))
+        handles.append(
+            module.register_forward_hook(lambda _m, _x, out, name=name: seen.__setitem__(name, out.detach()))
+        )
     model(x)
     for handle in handles:
         handle.remove()

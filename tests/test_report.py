@@ -40,7 +40,7 @@ def make_record(config: RunConfig, test: float) -> Record:
         curves=curves,
         cost={
             "macs": round(1e6 * kept), "params": round(1e5 * kept), "dense_macs": 1_000_000, "dense_params": 100_000,
-            "training_macs": round(1e9 * (1 + kept)), "latency": latency,
+            "training_macs": round(1e9 * (1 + kept)), "latency": latency, "dense_latency": {"median_ms": 2.0},
         },
         equivalence={"relative_error": 1e-7, "same_top1": 1.0},
         widths={},
@@ -128,7 +128,7 @@ def test_paired_difference_of_few_or_equal_pairs_claims_nothing() -> None:
         (points(-0.24), "−0.24"),
         (points(1.5), "+1.50"),
         (points(-0.001), "0.00"),
-        (interval(-1.25, 0.7, signed=True), "[−1.2, +0.7]"),
+        (interval(-1.25, 0.7, signed=True), "[−1.2,\N{NO-BREAK SPACE}+0.7]"),
         (interval(None, None), ""),
         (spread(report.summarise([70.0])), "70.00"),
         (spread(None), "–"),
@@ -232,8 +232,8 @@ def test_a_method_without_its_controls_is_still_shown(results: Path) -> None:
 def test_a_campaign_knows_what_it_lacks(results: Path) -> None:
     configs = [RunConfig(dataset="ucm", method="dense", seed=seed) for seed in range(5)]
     assert [config.seed for config in report.lacking(configs)] == [3, 4]
-    assert report.complete(2, 5).startswith("2 of the 5 runs")
-    assert report.complete(0, 5) == "All 5 runs of this campaign are recorded."
+    assert repr(report.complete(2, 5)).startswith("2 of the 5 runs")
+    assert repr(report.complete(0, 5)) == "All 5 runs of this campaign are recorded."
 
 
 def test_the_paper_states_what_is_cited_and_nothing_else() -> None:

@@ -7,7 +7,6 @@ import os
 
 import pandas
 import pytest
-import torch
 from support import (  # noqa: F401
     files_below,
     made_up_record,
@@ -349,7 +348,3 @@ def test_the_digest_of_the_source_does_not_follow_edits_made_while_a_run_is_unde
     monkeypatch.setattr(records, "__file__", str(tmp_path / "records.py"))
     assert source_digest() == before
     assert len(before) == 16
-
-
-def test_torch_threads_are_the_tests_own(places):
-    assert torch.get_num_threads() == 1

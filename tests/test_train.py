@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 import subprocess
 import sys
@@ -95,8 +96,8 @@ FOUR = SMALL | {"epochs": 4}
 KILLED = {
     "dense": {"method": "dense"},
     "scratch": {"method": "scratch"},
-    "bpl": {"method": "bpl", "freeze_at": 0.5},
-    "bpl-masked": {"method": "bpl", "freeze_at": 0.5, "slim_at_freeze": False},
+    "bpl": {"method": "bpl", "mask": "soft", "freeze_at": 0.5},
+    "bpl-masked": {"method": "bpl", "mask": "soft", "freeze_at": 0.5, "slim_at_freeze": False},
     "bpl-released": {"method": "bpl", "mask": "released"},
     "bpl-features-bf16": {
         "method": "bpl", "freeze_at": 0.5, "diversity_form": "feature-squared", "precision": "bf16",
@@ -110,7 +111,12 @@ def _kill(tree: Path, work: Path, jobs: dict) -> dict:
     """All jobs in one process that forks: starting Python once per kill would cost a minute."""
     script = Path(__file__).with_name("killed_runs.py")
     done = subprocess.run(
-        [sys.executable, script, tree, work], input=json.dumps(jobs), capture_output=True, text=True, timeout=500
+        [sys.executable, script, tree, work],
+        input=json.dumps(jobs),
+        env=os.environ | {"BPL_CACHE": str(work / "cache"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -11,7 +11,7 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 from pathlib import Path, PurePosixPath
@@ -68,7 +68,7 @@ def pack_images(dataset: str, target: str | Path, data: str | Path = "auto") -> 
         written = Path(beside, target.name)
         try:
             _write(written, content)
-            open_packed(written)  # folders allow names that archives must not have: hand out what can be read again
+            _tree(written)  # folders allow names that archives must not have: hand out what can be read again
         except ValueError as error:
             raise DataError(f"'{folder}' cannot be packed: {error}") from error
         with written.open("rb") as file:
@@ -89,10 +89,7 @@ def open_packed(archive: Path) -> "PackedPath":
         DataError: It is no archive, damaged, encrypted, or has members that are not safe; the message names it.
     """
     try:
-        with zipfile.ZipFile(archive) as opened:
-            members = opened.infolist()
-        _check_members(members, archive)
-        return PackedPath(archive, PurePosixPath(), _tree(members))
+        return PackedPath(archive, PurePosixPath(), _tree(archive))
     except Exception as error:  # zipfile raises BadZipFile, struct.error, UnicodeDecodeError, ... on damaged files
         raise DataError(f"'{archive}' cannot be read as packed images: {str(error).rstrip('.')}.") from error
 
@@ -185,8 +182,11 @@ def _content(archive: Path, member: zipfile.ZipInfo) -> bytes:
     return content
 
 
-def _tree(members: Iterable[zipfile.ZipInfo]) -> Tree:
-    """Sort members into folders; `ValueError` for what is not read."""
+def _tree(archive: Path) -> Tree:
+    """An archive's members, sorted into folders; `ValueError` for what is not read."""
+    with zipfile.ZipFile(archive) as opened:
+        members = opened.infolist()
+    _check_members(members, archive)
     tree: Tree = {}
     for member in members:
         if member.flag_bits & _ENCRYPTED:

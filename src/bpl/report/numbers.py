@@ -3,6 +3,7 @@
 from bpl.report.statistics import Summary
 
 MINUS = "−"
+NBSP = "\N{NO-BREAK SPACE}"  # a number and its interval stay on one line
 
 
 def points(value: float, decimals: int = 2) -> str:
@@ -29,12 +30,14 @@ def interval(low: float | None, high: float | None, *, signed: bool = False) -> 
     if low is None or high is None:
         return ""
     if signed:
-        return f"[{points(low, 1)}, {points(high, 1)}]"
-    return f"[{low:.1f}, {high:.1f}]"
+        return f"[{points(low, 1)},{NBSP}{points(high, 1)}]"
+    return f"[{low:.1f},{NBSP}{high:.1f}]"
 
 
 def spread(summary: Summary | None) -> str:
     """Mean and standard deviation, such as "74.29 ± 0.5"; the mean alone for one value; "–" for none."""
     if summary is None:
         return "–"
-    return f"{summary.mean:.2f}" if summary.deviation is None else f"{summary.mean:.2f} ± {summary.deviation:.1f}"
+    if summary.deviation is None:
+        return f"{summary.mean:.2f}"
+    return f"{summary.mean:.2f}{NBSP}±{NBSP}{summary.deviation:.1f}"

@@ -1,6 +1,7 @@
 """Rows: records that differ in their seed only, and how a row is named, compared and made again."""
 
 import dataclasses
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -88,6 +89,16 @@ class Row:
     def training_macs(self) -> float:
         """Multiply-accumulates of the whole training, mean over seeds."""
         return summarise([record.cost["training_macs"] for record in self.records]).mean
+
+    @property
+    def relative_latency(self) -> float:
+        """Latency over that of the dense network measured in the same run; median over seeds.
+
+        Two runs are not compared: another job on the machine may have slowed one of them.
+        """
+        return statistics.median(
+            record.cost["latency"]["median_ms"] / record.cost["dense_latency"]["median_ms"] for record in self.records
+        )
 
     @cached_property
     def accuracy(self) -> Summary:

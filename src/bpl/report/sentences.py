@@ -157,7 +157,7 @@ def _network(rows: list[Row]) -> str:
     )
 
 
-def complete(missing: int, total: int) -> str:
+def complete(missing: int, total: int) -> Markdown:
     """Whether a campaign is recorded whole.
 
     Args:
@@ -165,5 +165,7 @@ def complete(missing: int, total: int) -> str:
         total: runs of the campaign.
     """
     if missing:
-        return f"{missing} of the {total} runs of this campaign are not recorded yet; rows with fewer seeds say so."
-    return f"All {total} runs of this campaign are recorded."
+        return Markdown(
+            f"{missing} of the {total} runs of this campaign are not recorded yet; rows of fewer seeds say so."
+        )
+    return Markdown(f"All {total} runs of this campaign are recorded.")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from bpl.report.display import Markdown
 from bpl.report.numbers import interval, percent_change, points, spread
 from bpl.report.rows import Row, control
-from bpl.report.statistics import Difference, summarise
+from bpl.report.statistics import Difference
 
 MISSING = "–"
 
@@ -51,18 +51,17 @@ def cost_table(rows: list[Row], caption: str, name: str, *, sources: bool = True
     Returns:
         The table; one sentence where there is no row.
     """
-    header = ["Method", "Ratio", "Parameters, %", "Training MACs", "Latency, ms", "Best validation", "Best test"]
+    header = ["Method", "Ratio", "Parameters, %", "Training MACs", "Latency", "Best validation", "Best test"]
     lines = []
     for row in rows:
         dense = control(rows, row, "dense")
-        latency = summarise([record.cost["latency"]["median_ms"] for record in row.records]).mean
         lines.append(
             [
                 row.label,
                 _ratio(row),
                 percent_change(-row.params_reduction),
                 MISSING if dense is None else f"{row.training_macs / dense.training_macs:.2f} ×",
-                f"{latency:.2f}",
+                f"{row.relative_latency:.2f} ×",
                 spread(row.summary("test_at_best_validation")),
                 spread(row.summary("best_test")),
             ]

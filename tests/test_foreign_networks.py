@@ -1,0 +1,103 @@
+"""Networks this library has never heard of: what grows, what is pruned, and that all of it is exact.
+
+The tables say what is expected of each: blocks that get a partner (0: nothing to grow, which is an error), and whether
+channels go with scope ``inner``.
+"""
+
+import copy
+
+import pytest
+import timm
+import torch
+from exactness import assert_exact, images, randomise_statistics
+from torch import nn
+from torchvision import models as tv
+
+import bpl
+from bpl.partner import partner_blocks
+
+TORCHVISION = {  # name -> partners
+    "alexnet": 0,
+    "convnext_tiny": 0,
+    "densenet121": 0,
+    "efficientnet_b0": 16,
+    "efficientnet_v2_s": 40,
+    "googlenet": 19,
+    "mnasnet0_5": 17,
+    "mobilenet_v3_small": 12,
+    "regnet_y_400mf": 17,
+    "resnet34": 32,
+    "resnext50_32x4d": 16,
+    "shufflenet_v2_x0_5": 20,
+    "squeezenet1_1": 0,
+    "vgg11_bn": 8,
+    "wide_resnet50_2": 16,
+}
+TIMM = {
+    "densenet121": 0,
+    "ghostnet_100": 30,
+    "mobilenetv3_small_050": 0,
+    "regnetx_002": 0,
+    "repvgg_a0": 22,
+    "resnet18": 16,
+    "resnet26d": 10,
+    "seresnet18": 16,
+    "tf_efficientnet_b0": 0,
+}
+FAST = {"efficientnet_b0", "densenet121", "regnet_y_400mf", "squeezenet1_1", "shufflenet_v2_x0_5", "convnext_tiny"}
+FAST_TIMM = {"resnet18", "mobilenetv3_small_050", "regnetx_002"}
+
+
+def cases(table: dict[str, int], fast: set[str]) -> list:
+    return [pytest.param(*item, marks=[] if item[0] in fast else [pytest.mark.slow]) for item in table.items()]
+
+
+def assert_grows_and_shrinks_exactly(model: nn.Module, partners: int, size: int = 64) -> None:
+    model = randomise_statistics(model.double().eval())
+    x = images(2, size)
+    plain = copy.deepcopy(model)
+    if partners:
+        model = randomise_statistics(bpl.grow_partners(model))
+        assert len(partner_blocks(model)) == partners
+    else:
+        with pytest.raises(ValueError, match=f"nothing to grow in {type(model).__name__}: none of its .* convolutions"):
+            bpl.grow_partners(model)
+    for network in (plain, model) if partners else (plain,):
+        for scope in ("inner", "all"):
+            masks = bpl.prune_masks(network, 0.5, scope=scope)
+            small = assert_exact(network, x, masks)
+            assert bpl.count_params(small) < bpl.count_params(plain)
+
+
+@pytest.mark.parametrize(("name", "partners"), cases(TORCHVISION, FAST))
+def test_torchvision(name, partners):
+    options = {"init_weights": False, "aux_logits": False} if name == "googlenet" else {}
+    model = getattr(tv, name)(num_classes=7, **options)
+    assert_grows_and_shrinks_exactly(model, partners)
+
+
+@pytest.mark.parametrize(("name", "partners"), cases(TIMM, FAST_TIMM))
+def test_timm(name, partners):
+    assert_grows_and_shrinks_exactly(timm.create_model(name, num_classes=7), partners)
+
+
+def test_densenets_pre_activation_order_is_left_alone_and_said_so():
+    model = tv.densenet121(num_classes=7)
+    modules = dict(model.named_modules())
+    with pytest.raises(ValueError) as caught:
+        bpl.grow_partners(model)
+    assert "none of its 120 convolutions" in str(caught.value) and "followed by one BatchNorm2d" in str(caught.value)
+    assert dict(model.named_modules()) == modules
+
+
+@pytest.mark.parametrize("size", [32, 96])
+def test_the_input_size_does_not_matter(size):
+    assert_grows_and_shrinks_exactly(tv.regnet_y_400mf(num_classes=7), 17, size)
+
+
+def test_partners_of_a_foreign_network_train():
+    model = bpl.grow_partners(tv.efficientnet_b0(num_classes=3)).train()
+    loss = model(torch.randn(4, 3, 32, 32)).square().mean() + bpl.diversity_loss(model)
+    loss.backward()
+    for block in partner_blocks(model).values():
+        assert block.branches[1].conv.weight.grad.abs().sum() > 0
