@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 import bpl
 from bpl.channels import ChannelGraph
+from bpl.models import logits_of
 from bpl.partner import partner_blocks
-from bpl.pruning.masks import prunable_sets
+from bpl.pruning.masks import convs_of, kept_filters, prunable_sets
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # relative to the largest logit
 
@@ -61,7 +62,8 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
 
 @torch.no_grad()
 def logits(model: nn.Module, x: Tensor) -> Tensor:
-    return copy.deepcopy(model).eval()(x)
+    """Logits in evaluation mode; the model's modes are restored (which has a test of its own)."""
+    return logits_of(model, x)
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
@@ -75,8 +77,6 @@ def same_state(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 def first_filters(model: nn.Module, ratio: float, scope: str = "inner", round_to: int = 1) -> dict[str, Tensor]:
     """Masks that keep the first filters of every prunable layer: widths without looking at weights."""
-    from bpl.pruning.masks import kept_filters
-
     sets = prunable_sets(ChannelGraph(model), scope)
     return {
         name: torch.arange(channels.size) < kept_filters(channels.size, ratio, round_to)
@@ -103,7 +103,8 @@ def random_masks(model: nn.Module, seed: int, *, together: bool = True) -> dict[
         for name in channels.convs:
             mask = shared if together else torch.rand(channels.size, generator=chance) < 0.6
             skip = skipped if together else torch.rand((), generator=chance) < 0.2
-            if not skip:
+            computed = any("weight" not in conv._parameters for conv in convs_of(model.get_submodule(name)))
+            if not skip and not computed:  # what cannot be masked has a test of its own
                 mask = mask.clone()
                 mask[0] |= ~mask.any()  # at least one stays
                 masks[name] = mask

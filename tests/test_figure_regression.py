@@ -63,7 +63,7 @@ def test_untouched_records_pass(page: Path) -> None:
 
 @pytest.mark.parametrize(
     ("record", "place"),
-    [("bpl-*-s1-*.json", ("accuracy", "test")), ("bpl-*-s0-*.json", ("curves", "partner_cosine", 1))],
+    [("scratch-*.json", ("accuracy", "test")), ("bpl-*.json", ("curves", "partner_cosine", 1))],
     ids=["accuracy", "curve"],
 )
 def test_one_changed_number_fails(page: Path, record: str, place: tuple) -> None:

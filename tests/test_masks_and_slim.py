@@ -36,23 +36,22 @@ NETWORKS = ("resnet18", "resnet50", "resnet56", "vgg16_bn", "mobilenet_v2")
 RATIOS = tuple(tenths / 10 for tenths in range(1, 10))
 
 
-def grown(name: str, dtype: torch.dtype = torch.float64, width: int = 8, size: int = 64) -> nn.Module:
+def grown(name: str, dtype: torch.dtype = torch.float64, width: int | None = 8, size: int = 32) -> nn.Module:
     return randomise_statistics(bpl.grow_partners(bpl.build_model(name, 10, size, width=width)).to(dtype))
 
 
 # -- exactness ------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("scope", ["inner", "all"])
+@pytest.mark.parametrize(("scope", "ratio"), [("inner", 0.1), ("inner", 0.9), ("all", 0.5)])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_grown_masked_fused_and_slimmed_agree_at_every_ratio(name, scope):
-    model, x = grown(name), images(size=64)
-    for ratio in (0.1, 0.5, 0.9):
-        small = assert_exact(model, x, bpl.prune_masks(model, ratio, scope=scope))
-        assert bpl.count_params(small) < bpl.count_params(bpl.fuse_partners(model))
+def test_grown_masked_fused_and_slimmed_agree(name, scope, ratio):
+    model = grown(name)
+    small = assert_exact(model, images(), bpl.prune_masks(model, ratio, scope=scope))
+    assert bpl.count_params(small) < bpl.count_params(bpl.fuse_partners(model))
 
 
 @pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2"])
 def test_single_precision_agrees_to_its_own_rounding(name):
-    model, x = grown(name, torch.float32), images(size=64, dtype=torch.float32)
+    model, x = grown(name, torch.float32), images(dtype=torch.float32)
     assert_exact(model, x, bpl.prune_masks(model, 0.7))
 
 
@@ -71,7 +70,7 @@ def test_every_criterion_and_rounding_is_exact_and_gives_the_widths(criterion, r
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize(("name", "scope"), list(itertools.product(NETWORKS, ["inner", "all"])))
 def test_full_width_networks_agree_at_every_ratio(name, scope, dtype):
-    model = grown(name, dtype, width=None)
+    model = grown(name, dtype, width=None, size=64)
     x = images(size=64, dtype=dtype)
     for ratio in RATIOS:
         for round_to in (1, 8, 16):
@@ -127,7 +126,7 @@ class EverythingAtOnce(nn.Module):
 EVERYTHING = randomise_statistics(bpl.grow_partners(EverythingAtOnce()).double(), seed=5)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(masks=mask_sets(EVERYTHING))
 def test_masks_that_hypothesis_makes_up_are_exact(masks):
     assert_exact(EVERYTHING, images(size=SIZE), {name: torch.tensor(mask) for name, mask in masks.items()})
@@ -151,8 +150,8 @@ def test_one_channel_is_enough_for_a_depthwise_block_and_may_be_slimmed_again():
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "vgg16_bn", "mobilenet_v2"])
 def test_an_independent_remover_agrees(name):
-    model = randomise_statistics(bpl.build_model(name, 10, 64, width=16).double()).eval()
-    x = images(size=64)
+    model = randomise_statistics(bpl.build_model(name, 10, 32, width=8).double()).eval()
+    x = images()
     masks = bpl.prune_masks(model, 0.5, scope="all" if "resnet" in name else "inner")
     small = bpl.slim(model, masks)
     oracle = bpl.apply_masks(copy.deepcopy(model), masks)
@@ -252,11 +251,11 @@ def assert_silent(model: nn.Module, masks: dict[str, torch.Tensor], x: torch.Ten
 
 @pytest.mark.parametrize("name", ["resnet18", "vgg16_bn", "mobilenet_v2"])
 def test_pruned_channels_emit_exactly_zero_grown_and_fused_training_and_not(name):
-    model = grown(name, torch.float32, size=64)
+    model = grown(name, torch.float32)
     masks = bpl.prune_masks(model, 0.5, scope="all")
     bpl.apply_masks(model, masks)
     for network in (model.train(), copy.deepcopy(model).eval(), bpl.fuse_partners(model).eval()):
-        assert_silent(network, masks, images(4, 64, torch.float32))
+        assert_silent(network, masks, images(4, dtype=torch.float32))
 
 
 @pytest.mark.parametrize(
@@ -513,10 +512,17 @@ def test_a_mask_that_does_not_fit_is_named_and_changes_nothing(function, masks, 
     assert same_state(before, model.state_dict())
 
 
+def test_a_weight_that_is_computed_cannot_be_masked():
+    model = STRUCTURES["Parametrised"]()
+    with pytest.raises(ValueError, match="'a' computes its weight from other parameters: it cannot be masked"):
+        bpl.apply_masks(model, {"a": torch.arange(WIDTH) < 6})
+
+
 def test_logits_of_a_network_are_of_evaluation_mode_and_every_mode_is_restored():
     model = Net().train()
     model.last[1].eval()
     modes, before = [m.training for m in model.modules()], state(model)
     x = images(size=SIZE, dtype=torch.float32)
-    assert torch.equal(logits_of(model, x), logits(model, x))
+    expected = copy.deepcopy(model).eval()(x)
+    assert torch.equal(logits_of(model, x), expected)
     assert [m.training for m in model.modules()] == modes and same_state(before, model.state_dict())

@@ -1,5 +1,8 @@
 """The methods: soft masks, the freeze, making the network smaller under way, the released behaviour, what ships."""
 
+from functools import partial
+
+import lightning_fabric
 import pytest
 import torch
 from support import places_fixture, same_weights, small, trained, tree_fixture  # noqa: F401
@@ -9,7 +12,7 @@ from bpl.config import METHODS
 from bpl.data import load_images, make_split
 from bpl.diversity import FORMS
 from bpl.measure import count_macs
-from bpl.methods import REGISTRY
+from bpl.methods import REGISTRY, Training
 from bpl.methods.magnitude import Pruned, _share_changed
 from bpl.models import build_model
 from bpl.partner import partner_blocks
@@ -122,26 +125,25 @@ QUICK_FORMS = ("stage-cosine", "filter-cosine", "folded-squared", "feature-squar
     ],
     ids=str,
 )
-def test_training_on_the_smaller_network_is_training_on_the_masked_one(tree, method, changes):
-    # a small rate and weight decay: rounding must not grow, what a dead weight does must show
+def test_training_on_the_smaller_network_is_training_on_the_masked_one(tree, monkeypatch, method, changes):
+    # In float64, where rounding cannot grow to what a dead weight in a loss on kernels does (1e-4 in the cosine).
+    fabric = lightning_fabric.Fabric
+    monkeypatch.setattr(lightning_fabric, "Fabric", lambda **options: fabric(**options | {"precision": "64-true"}))
     settings = {"epochs": 4, "freeze_at": 0.5, "learning_rate": 0.02, "weight_decay": 5e-3} | changes
     slimmed, masked = (trained(small(tree, method, **settings, slim_at_freeze=s)) for s in (True, False))
+    assert next(slimmed.network.parameters()).dtype == torch.float64
     assert slimmed.curves["loss"] == pytest.approx(masked.curves["loss"], rel=1e-5)
     if method == "bpl":
-        assert slimmed.curves["partner_cosine"] == pytest.approx(masked.curves["partner_cosine"], abs=1e-5)
+        assert slimmed.curves["partner_cosine"] == pytest.approx(masked.curves["partner_cosine"], abs=1e-6)
     images = load_images(str(tree), 32, progress=False)
     everything = torch.arange(len(images.images))
-    one, other = (predict(out.small, images, everything) for out in (slimmed, masked))
-    assert float((one - other).abs().max() / other.abs().max()) < 2e-4
+    one, other = (predict(out.small.float(), images, everything) for out in (slimmed, masked))
+    assert float((one - other).abs().max() / other.abs().max()) < 1e-5
     assert count_macs(slimmed.network, 32) < count_macs(masked.network, 32)
 
 
 def test_momentum_goes_with_its_weight_when_the_network_shrinks(tree):
     """Without it the first step after the freeze would start from nothing."""
-    from functools import partial
-
-    from bpl.methods import Training
-
     torch.manual_seed(0)
     model = build_model("resnet18", 4, 32, 8)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=1e-3)

@@ -28,8 +28,8 @@ def assert_fuses_exactly(model: nn.Module, x: torch.Tensor) -> nn.Module:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet56", "vgg16_bn", "mobilenet_v2"])
 def test_fused_logits_are_the_grown_ones(name, dtype):
-    grown = bpl.grow_partners(bpl.build_model(name, 10, 64, width=8)).to(dtype)
-    assert_fuses_exactly(randomise_statistics(grown), images(size=64, dtype=dtype))
+    grown = bpl.grow_partners(bpl.build_model(name, 10, 32, width=8)).to(dtype)
+    assert_fuses_exactly(randomise_statistics(grown), images(dtype=dtype))
 
 
 @pytest.mark.parametrize("options", CONV_OPTIONS.values(), ids=CONV_OPTIONS)
@@ -109,6 +109,7 @@ def test_what_has_a_kernel_of_two_to_six_and_a_normalisation_of_its_own_grows():
         ("Parametrised", set()),
         ("ActivationInNorm", set()),
         ("BorrowedWeight", set()),
+        ("TiedWeights", set()),
         ("PreActivation", {"a"}),
         ("HarmlessSubclass", {"a"}),
         ("TwoNames", {"a"}),
@@ -130,7 +131,9 @@ def test_a_block_with_two_names_grows_under_both():
 
 def test_the_released_networks_have_as_many_partners_as_the_paper():
     for name, blocks in (("resnet50", 16), ("resnet101", 33)):
-        assert len(partner_blocks(bpl.grow_partners(bpl.build_model(name, 5, 256, width=4)))) == blocks
+        with torch.device("meta"):
+            model = bpl.build_model(name, 5, 256, width=4)
+        assert len(partner_blocks(bpl.grow_partners(model))) == blocks
 
 
 def test_growing_twice_is_growing_once():
@@ -249,11 +252,11 @@ def test_fusing_after_training_steps_is_exact():
 
 def test_a_block_reparameterizes_itself_in_place():
     grown = randomise_statistics(bpl.grow_partners(Net()).double()).eval()
-    expected = grown(images(size=SIZE))
+    expected = grown(images(size=SIZE)).detach()
     for block in partner_blocks(grown).values():
         block.reparameterize()
         assert type(block) is nn.Conv2d and not block.training
-    assert relative_error(grown(images(size=SIZE)), expected) < 1e-12
+    assert relative_error(grown(images(size=SIZE)).detach(), expected) < 1e-12
     assert same_state(state(copy.deepcopy(grown)), state(grown))
 
 
@@ -262,10 +265,10 @@ def test_timm_fuses_partners_too(inplace):
     from timm.utils.model import reparameterize_model
 
     grown = randomise_statistics(bpl.grow_partners(bpl.build_model("resnet18", 5, 32, width=8)).double()).eval()
-    expected = grown(images())
+    expected = grown(images()).detach()
     fused = reparameterize_model(grown, inplace=inplace)
     assert (fused is grown) is inplace and not partner_blocks(fused)
-    assert relative_error(fused(images()), expected) < 1e-12
+    assert relative_error(fused(images()).detach(), expected) < 1e-12
 
 
 def test_state_of_a_grown_network_loads_into_another():

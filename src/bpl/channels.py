@@ -112,7 +112,8 @@ class ChannelGraph:
         sets: all `Channels`, in the order of the forward pass.
         of_conv: conv name -> the `Channels` it produces.
         sites: conv name -> its `ConvSite`.
-        calls: name of a normalisation or a module with parameters -> how many times the forward pass uses it.
+        calls: name of a normalisation or a module with parameters -> how many times the forward pass uses it or,
+            through another module that has the same parameter, its weights.
 
     Raises:
         ValueError: the network cannot be traced (its forward branches on data).
@@ -175,6 +176,12 @@ class ChannelGraph:
             elif node.op == "get_attr":  # a parameter used past its module, or one of the network's own
                 owner = node.target.rpartition(".")[0]
                 calls[owner] = calls.get(owner, 0) + 1
+        owners: dict[int, list[str]] = {}
+        for name, module in self._modules.items():
+            for parameter in module.parameters(recurse=False):
+                owners.setdefault(id(parameter), []).append(name)
+        for name in {name for names in owners.values() if len(names) > 1 for name in names}:
+            calls[name] = calls.get(name, 0) + 1  # by the module that has the same parameter
         return calls
 
     @staticmethod

@@ -114,7 +114,9 @@ def prune_masks(
     graph = ChannelGraph(model)
     sets = prunable_sets(graph, scope)
     if not sets:
-        raise ValueError(f"nothing to prune in {type(model).__name__} with scope {scope!r}: every channel set is tied")
+        raise ValueError(
+            f"nothing to prune in {type(model).__name__} with scope {scope!r}: every channel is tied or fixed"
+        )
     generator = torch.Generator().manual_seed(seed)
     masks: dict[str, Tensor] = {}
     for channels in sets:
@@ -136,6 +138,8 @@ def check_masks(graph: ChannelGraph, masks: dict[str, Tensor]) -> None:
         what = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != (filters,):
             raise ValueError(f"the mask of {name!r} is {what}: it must be a bool tensor of shape ({filters},)")
+        if any("weight" not in conv._parameters for conv in convs_of(graph.model.get_submodule(name))):
+            raise ValueError(f"{name!r} computes its weight from other parameters: it cannot be masked")
         if not mask.any():
             raise ValueError(f"the mask of {name!r} keeps none of its {filters} filters: at least one must stay")
 
@@ -162,15 +166,22 @@ class MaskHolder:
             normalisation adds, but gradients flow, and the filters can grow back: what soft pruning needs.
         readers: hold the weights that read pruned channels at zero too. They change no output, but a loss on kernels
             sees them; with them at zero it sees what it would on the network without these channels.
+        graph: the model's channel analysis, where the caller has it already.
 
     Raises:
         ValueError: a mask that does not fit the model.
     """
 
     def __init__(
-        self, model: nn.Module, masks: dict[str, Tensor], *, filters_only: bool = False, readers: bool = False
+        self,
+        model: nn.Module,
+        masks: dict[str, Tensor],
+        *,
+        filters_only: bool = False,
+        readers: bool = False,
+        graph: ChannelGraph | None = None,
     ):
-        graph = ChannelGraph(model)
+        graph = graph or ChannelGraph(model)
         check_masks(graph, masks)
         self.tensors: list[Tensor] = []
         self.masks: list[Tensor] = []  # of the tensors' dtype and device, shaped to broadcast
@@ -216,7 +227,8 @@ class MaskHolder:
     @torch.no_grad()
     def apply(self) -> None:
         """Set the pruned entries of weights, biases, gammas and betas to zero."""
-        torch._foreach_mul_(self.tensors, self.masks)
+        if self.tensors:
+            torch._foreach_mul_(self.tensors, self.masks)
 
     @torch.no_grad()
     def apply_to_momentum(self, optimizer: torch.optim.Optimizer) -> None:

@@ -67,8 +67,8 @@ def slim(model: nn.Module, masks: dict[str, Tensor]) -> nn.Module:
         ValueError: a mask that does not fit the model.
     """
     small = copy.deepcopy(model)
-    MaskHolder(small, masks).apply()
     graph = ChannelGraph(small)
+    MaskHolder(small, masks, graph=graph).apply()
     for channels in graph.sets:
         kept = removable(channels, masks)
         if kept is None:
