@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from support import (  # noqa: F401
     SMALL,
@@ -159,6 +160,16 @@ def test_a_run_that_fails_gives_one_sentence_and_exit_code_1(bpl, tree, places):
     assert not (places / "results").exists()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_said_so(bpl, tree, places):
+    code, _, err = bpl("run", "--dataset", tree, "--method", "dense", "--quiet", *WORDS, "--device", "cuda")
+    assert code == 2
+    assert is_one_sentence(err), err
+    assert "'cuda'" in err
+    assert "auto and cpu" in err
+    assert not (places / "results").exists()
+
+
 def test_a_run_under_way_elsewhere_is_said_so(bpl, tree, places):
     config = small(tree, "dense")
     with run_module.only_here(places / "work" / config.run_name("real")):
@@ -302,7 +313,6 @@ def test_export_writes_onnx_beside_the_network(bpl, tmp_path):
     assert str(tmp_path / "model.onnx") in out
     import numpy as np
     import onnxruntime
-    import torch
 
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     images = np.random.default_rng(0).standard_normal((3, 3, 32, 32), dtype=np.float32)

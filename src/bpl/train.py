@@ -102,6 +102,7 @@ def train(
     Raises:
         CheckpointError: the checkpoint is corrupt or of another run.
         FloatingPointError: the loss is no longer finite.
+        ValueError: the device is not there.
     """
     fabric = _fabric(config)
     images = images.to(fabric.device)
@@ -160,6 +161,8 @@ def train(
 
 def _fabric(config: RunConfig) -> Any:
     """Device and precision of a run."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is 'cuda': this machine has none that torch can use; allowed are auto and cpu")
     try:
         from lightning_fabric import Fabric
     except ImportError:  # the large package `lightning` holds the same module under another name
