@@ -27,6 +27,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 ifneq ($(BPL_DATA),)
 export BPL_DATA := $(abspath $(BPL_DATA))
 endif
+# Threads that wait give their core away: on a shared machine a spinning wait makes training many times slower.
+export OMP_WAIT_POLICY := passive
 unexport JUPYTER_PATH PYTHONHOME PYTHONPATH
 
 .PHONY: help setup reproduce test test-long book notebooks clean

@@ -57,7 +57,7 @@ def images(count: int = 2, size: int = 32, dtype: torch.dtype = torch.float64, s
 def relative_error(got: Tensor, expected: Tensor) -> float:
     """Largest difference, relative to the largest expected value."""
     assert got.shape == expected.shape and expected.isfinite().all() and expected.abs().max() > 0
-    return float((got - expected).abs().max() / expected.abs().max())
+    return float((got - expected).detach().abs().max() / expected.detach().abs().max())
 
 
 @torch.no_grad()

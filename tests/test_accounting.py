@@ -16,7 +16,8 @@ TABLE = {  # network -> change in per cent of MACs and of parameters, per ratio
     ),
     "resnet101": (
         (-38.78, -49.95, -60.29, -69.14, -77.35, -84.49),
-        (-38.23, -49.18, -59.17, -67.85, -75.75, -82.48),
+        # At 0.6 the project's notes say -67.85; 13,679,921 of 42,543,189 parameters are -67.8446 per cent.
+        (-38.23, -49.18, -59.17, -67.84, -75.75, -82.48),
     ),
 }
 
@@ -95,7 +96,7 @@ def test_macs_and_parameters_of_a_small_network_by_hand():
 
 def test_counting_neither_computes_nor_changes_anything():
     model = by_hand().double().train()
-    model[1].register_forward_pre_hook(lambda _, inputs: inputs[0].is_meta or pytest.fail("computed"))
+    model[1].register_forward_pre_hook(lambda _, inputs: None if inputs[0].is_meta else pytest.fail("computed"))
     mean = model[1].running_mean.clone()
     bpl.count_macs(model, 16)
     assert model.training and torch.equal(mean, model[1].running_mean)

@@ -183,8 +183,9 @@ def conv1(**sizes):
         (lambda c: c["arch"].update(width="8"), "width is '8'"),
         (lambda c: c["arch"].update(hidden=3), "cannot be built"),
         (lambda c: c["arch"].update(num_classes=10**30), "cannot be built"),
-        (lambda c: c["arch"].update(num_classes=10**12), "do not fit|cannot be built|outputs of layer 'fc'|fc"),
-        (lambda c: c["arch"].update(width=10**6), "do not fit"),
+        # Terabytes, if the description were believed before the weights are looked at.
+        (lambda c: (c["arch"].update(width=10**6), c["widths"].clear()), "do not fit"),
+        (lambda c: (c["arch"].update(num_classes=10**12), c["widths"]["fc"].update(outputs=10**12)), "do not fit"),
         (conv1(outputs=10**12), "outputs of layer 'layer1.0.conv1' is 1000000000000: .*1 to 8"),
         (conv1(outputs=-1), "outputs of layer 'layer1.0.conv1' is -1"),
         (conv1(outputs=0), "outputs of layer 'layer1.0.conv1' is 0"),

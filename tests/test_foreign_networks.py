@@ -18,9 +18,8 @@ from bpl.partner import partner_blocks
 
 TORCHVISION = {  # name -> partners
     "alexnet": 0,
-    "convnext_tiny": 0,
-    "densenet121": 0,
-    "efficientnet_b0": 16,
+        "densenet121": 0,
+    "efficientnet_b0": 17,
     "efficientnet_v2_s": 40,
     "googlenet": 19,
     "mnasnet0_5": 17,
@@ -44,7 +43,7 @@ TIMM = {
     "seresnet18": 16,
     "tf_efficientnet_b0": 0,
 }
-FAST = {"efficientnet_b0", "densenet121", "regnet_y_400mf", "squeezenet1_1", "shufflenet_v2_x0_5", "convnext_tiny"}
+FAST = {"efficientnet_b0", "densenet121", "regnet_y_400mf", "squeezenet1_1", "shufflenet_v2_x0_5"}
 FAST_TIMM = {"resnet18", "mobilenetv3_small_050", "regnetx_002"}
 
 
@@ -88,6 +87,14 @@ def test_densenets_pre_activation_order_is_left_alone_and_said_so():
         bpl.grow_partners(model)
     assert "none of its 120 convolutions" in str(caught.value) and "followed by one BatchNorm2d" in str(caught.value)
     assert dict(model.named_modules()) == modules
+
+
+def test_convnext_is_out_of_reach_and_said_so():
+    model = tv.convnext_tiny(num_classes=7)  # layer normalisation, kernels of 7, channels moved to the last dimension
+    with pytest.raises(ValueError, match="nothing to grow in ConvNeXt: none of its .* convolutions"):
+        bpl.grow_partners(model)
+    with pytest.raises(ValueError, match="nothing to prune in ConvNeXt with scope 'inner'"):
+        bpl.prune_masks(model, 0.5)
 
 
 @pytest.mark.parametrize("size", [32, 96])

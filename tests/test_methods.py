@@ -110,7 +110,7 @@ def test_the_share_of_changed_masks_counts_newly_pruned_filters():
 
 # -- the network made smaller under way ---------------------------------------------------------------------------
 # one form of each kind in every run of the tests, the others in the long one
-QUICK_FORMS = ("stage-cosine", "filter-cosine", "folded-squared", "feature-squared")
+QUICK_FORMS = ("stage-cosine", "folded-squared")
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_what_ships_is_the_trained_network_and_plain(tree, method):
     "changes",
     [
         {"arch": "mobilenet_v2"},
-        {"arch": "vgg16_bn"},
+        pytest.param({"arch": "vgg16_bn"}, marks=pytest.mark.slow),
         {"scope": "all"},
         {"round_to": 4, "ratio": 0.4},
         {"precision": "bf16", "slim_at_freeze": False},
