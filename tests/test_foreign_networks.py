@@ -18,7 +18,7 @@ from bpl.partner import partner_blocks
 
 TORCHVISION = {  # name -> partners
     "alexnet": 0,
-        "densenet121": 0,
+    "densenet121": 0,
     "efficientnet_b0": 17,
     "efficientnet_v2_s": 40,
     "googlenet": 19,
