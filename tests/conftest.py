@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+import bpl  # noqa: F401  before any test imports torchvision: it runs the guard
+
 
 @pytest.fixture(autouse=True)
 def same_chance_every_time() -> None:

@@ -352,8 +352,8 @@ def test_holding_the_readers_too_changes_no_logit():
     assert relative_error(logits(held, x), logits(bpl.apply_masks(model, masks), x)) < 1e-12
     assert (held.layer1[0].conv2.branches[0].conv.weight[:, ~masks["layer1.0.conv1"]] == 0).all()
     small = bpl.slim(model, masks)
-    norm = sum(float(p.square().sum()) for p in small.parameters())
-    assert sum(float(p.square().sum()) for p in held.parameters()) == pytest.approx(norm, rel=1e-12)
+    norm = sum(float(p.detach().square().sum()) for p in small.parameters())
+    assert sum(float(p.detach().square().sum()) for p in held.parameters()) == pytest.approx(norm, rel=1e-12)
 
 
 # -- ranking --------------------------------------------------------------------------------------------------------

@@ -70,9 +70,12 @@ def grow_partners(model: nn.Module) -> nn.Module:
             replace_module(model, site.norm, nn.Identity().train(norm.training))
             replace_module(model, name, PartnerConv2d(conv, norm, stage=site.stride))
     if not partner_blocks(model):
+        norms = {type(modules[site.norm]) for site in sites.values() if site.norm is not None}
+        others = ", ".join(sorted(norm.__name__ for norm in norms - {nn.BatchNorm2d}))
         raise ValueError(
             f"nothing to grow in {type(model).__name__}: none of its {len(sites)} convolutions has a kernel of more "
             f"than 1 and less than {LARGEST_KERNEL + 1} and is followed by one BatchNorm2d of its own"
+            + (f" ({others} may hold an activation, which a sum of branches would misplace)" if others else "")
         )
     return model
 
