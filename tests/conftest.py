@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-import bpl  # noqa: F401  before any test imports torchvision: it runs the guard
+import bpl  # noqa: F401  its guard must run before a test module imports torchvision or timm
+
+torch.set_num_threads(1)  # the networks here are tiny: a second thread only waits, and waiting costs a core
 
 
 @pytest.fixture(autouse=True)
