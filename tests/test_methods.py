@@ -203,7 +203,7 @@ def test_scratch_starts_from_fresh_weights_of_the_narrow_network(tree):
     config = small(tree, "scratch")
     torch.manual_seed(0)
     dense = build_model("resnet18", 4, 32, 8)
-    narrow = REGISTRY["scratch"](config).prepare(dense)
+    narrow = REGISTRY["scratch"](config, None).prepare(dense)
     masks = prune_masks(dense, config.ratio)
     heir = slim(dense, masks)
     assert {n: p.shape for n, p in narrow.named_parameters()} == {n: p.shape for n, p in heir.named_parameters()}

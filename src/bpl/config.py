@@ -12,14 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bpl.budget import Budget
 from bpl.data.batches import POLICIES as AUGMENTATIONS
 from bpl.data.catalog import CARDS
 from bpl.diversity import FORMS
 from bpl.models import NAMES as ARCHITECTURES
+from bpl.partner_conv import KINDS as PARTNERS
 from bpl.pruning.criteria import CRITERIA
 from bpl.pruning.masks import SCOPES
 
-METHODS = ("dense", "scratch", "bpl", "l1", "sfp", "fpgm", "random")
+METHODS = (
+    "dense", "scratch", "bpl",
+    "l1", "sfp", "fpgm", "random", "hrank",
+    "kd", "self_kd", "compact_kd", "oed", "fcs_mlft", "ddsl",
+)  # fmt: skip
+FINE_TUNES = ("tft", "mlft")
+STRENGTHS = ("dean", "fixed")
 MASKS = ("soft", "hard", "released")
 SCHEDULES = ("one-cycle", "released")
 PRECISIONS = ("float32", "bf16")
@@ -57,26 +65,61 @@ _PRUNING: dict[str, dict[str, Any]] = {
     "sfp": {"criterion": "l2", "mask": "soft", "freeze_at": 0.8},
     "fpgm": {"criterion": "fpgm", "mask": "soft", "freeze_at": 0.8},
 }
+# The methods that learn from another network, or from copies of themselves, and those that are steered to a budget.
+_OTHERS: dict[str, dict[str, Any]] = {
+    "hrank": {"criterion": "rank", "samples": 500},
+    "kd": {"distill_weight": 1.0, "temperature": 4.0},
+    "self_kd": {"distill_weight": 1.0, "temperature": 3.0},
+    "compact_kd": {"distill_weight": 1.0, "temperature": 4.0, "feature_weight": 1.0},
+    "oed": {"distill_weight": 1.0, "temperature": 3.0, "copies": 2},
+    "fcs_mlft": {
+        "criterion": "fcs", "samples": 500, "bins": 8, "fine_tune": "mlft", "distill_weight": 1.0, "temperature": 1.0,
+    },
+    "ddsl": {"criterion": "l2", "distill_weight": 1.0, "temperature": 4.0, "rho": 1e-2, "strengths": "dean"},
+}  # fmt: skip
+_DEFAULTS = _PRUNING | _OTHERS
+# What `criterion` may be: norms of filters for the first, properties of their feature maps for the second.
+_CRITERIA_OF = {method: tuple(CRITERIA) for method in (*_PRUNING, "ddsl")} | {
+    "fcs_mlft": ("fcs", "kernel-norm", "feature-norm"),
+    "hrank": ("rank",),
+}
 
 # Fields that only some methods read; elsewhere they are set to None so that they do not split one run into two.
 _ONLY_FOR: dict[str, tuple[str, ...]] = {
-    "criterion": tuple(_PRUNING),
+    "criterion": tuple(_CRITERIA_OF),
     "mask": tuple(_PRUNING),
     "mask_every": tuple(_PRUNING),
     "freeze_at": tuple(_PRUNING),
     "slim_at_freeze": tuple(_PRUNING),
     "diversity_weight": ("bpl",),
     "diversity_form": ("bpl",),
-    "scope": tuple(m for m in METHODS if m != "dense"),
-    "round_to": tuple(m for m in METHODS if m != "dense"),
+    "partner": ("bpl",),
+    "scope": tuple(m for m in METHODS if m not in ("dense", "oed")),
+    "round_to": tuple(m for m in METHODS if m not in ("dense", "oed")),
+    "teacher_epochs": ("hrank", "kd", "compact_kd", "fcs_mlft", "ddsl"),
+    "distill_weight": ("kd", "self_kd", "compact_kd", "oed", "fcs_mlft", "ddsl"),
+    "temperature": ("kd", "self_kd", "compact_kd", "oed", "fcs_mlft", "ddsl"),
+    "feature_weight": ("compact_kd",),
+    "budget": ("compact_kd", "oed"),
+    "sparsity": ("compact_kd", "oed"),
+    "copies": ("oed",),
+    "samples": ("hrank", "fcs_mlft"),
+    "bins": ("fcs_mlft",),
+    "fine_tune": ("fcs_mlft",),
+    "rho": ("ddsl",),
+    "strengths": ("ddsl",),
 }
 
 # What every method starts from where a config says None; a config that says so and one that says nothing are one run.
 _USUAL: dict[str, Any] = {
     "scope": "inner", "round_to": 1, "mask_every": 1, "slim_at_freeze": True, "diversity_form": "stage-cosine",
+    "partner": "same",
 }  # fmt: skip
 
-_FLOATS = ("ratio", "learning_rate", "momentum", "weight_decay", "label_smoothing", "freeze_at", "diversity_weight")
+_FLOATS = (
+    "ratio", "learning_rate", "momentum", "weight_decay", "label_smoothing", "freeze_at", "diversity_weight",
+    "distill_weight", "temperature", "feature_weight", "sparsity", "rho",
+)  # fmt: skip
 
 _NOT_IDENTITY = ("device",)  # where a run was computed is in its record, but does not make it another run
 
@@ -87,9 +130,10 @@ class RunConfig:
 
     Attributes:
         dataset: a data set's name (ucm, nwpu-21, aid, synthetic, ...) or the path of a class-folder tree.
-        method: dense, scratch (the narrow network from scratch), bpl, l1, sfp, fpgm or random.
+        method: a name of `bpl.config.METHODS`: dense, scratch (the narrow network from scratch), bpl, and the others.
         arch: network, a name of `bpl.models.NAMES`.
-        ratio: share of the filters removed per layer, in [0, 1); 0 for dense.
+        ratio: share of the filters removed per layer, in [0, 1); 0 for dense. Methods that are steered to a budget take
+            the MACs of the network pruned so as theirs, where `budget` says nothing else.
         seed: seed of the split, the weights, the order of the batches and the augmentation.
         tier: quick, cpu or paper: what the fields left None are filled from.
         epochs: passes over the training part.
@@ -105,7 +149,8 @@ class RunConfig:
         label_smoothing: share of the target spread over all classes, in [0, 1).
         augmentation: none, flip, released, crop-flip or nadir.
         precision: float32, or bf16 (autocast; weights stay float32).
-        criterion: how filters are ranked, a key of `bpl.pruning.CRITERIA`.
+        criterion: how filters are ranked: a key of `bpl.pruning.CRITERIA`; for fcs_mlft fcs, kernel-norm or
+            feature-norm; for hrank rank.
         scope: inner, or all (groups tied by additions too).
         round_to: multiple that kept widths are rounded to.
         mask: soft (re-ranked until the freeze, pruned filters may come back), hard (ranked once, at the freeze) or
@@ -116,6 +161,20 @@ class RunConfig:
         slim_at_freeze: train on the physically smaller network from the freeze on (the same function, cheaper).
         diversity_weight: factor of the diversity loss; 0.01 in the released code.
         diversity_form: a key of `bpl.diversity.FORMS`.
+        partner: shape of BPL's partners: same, acnet (1 x k and k x 1) or dbb (1 x 1 and 1 x 1 before k x k).
+        teacher_epochs: epochs of the dense network that teaches, or that is pruned; the run's own epochs where None.
+        distill_weight: factor of the distillation loss.
+        temperature: softens the logits in the distillation loss.
+        feature_weight: factor of the distillation of block outputs.
+        budget: share of the dense network's cost that may stay, such as macs:0.26 or params:0.3; None for the MACs of
+            the uniformly pruned network at `ratio`.
+        sparsity: strength of the penalty that makes a network sparse; None to steer it to the budget.
+        copies: networks trained side by side.
+        samples: training images whose feature maps are looked at.
+        bins: clusters per layer.
+        fine_tune: mlft (two peers teach each other) or tft (labels only).
+        rho: penalty of the alternating direction method of multipliers (ADMM) at its start.
+        strengths: who sets how strongly to distil and to prune: dean (learnt) or fixed.
         device: auto, cpu or cuda.
 
     Raises:
@@ -150,6 +209,19 @@ class RunConfig:
     slim_at_freeze: bool | None = True
     diversity_weight: float | None = None
     diversity_form: str | None = "stage-cosine"
+    partner: str | None = "same"
+    teacher_epochs: int | None = None
+    distill_weight: float | None = None
+    temperature: float | None = None
+    feature_weight: float | None = None
+    budget: str | None = None
+    sparsity: float | None = None
+    copies: int | None = None
+    samples: int | None = None
+    bins: int | None = None
+    fine_tune: str | None = None
+    rho: float | None = None
+    strengths: str | None = None
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -158,12 +230,14 @@ class RunConfig:
                 object.__setattr__(self, name, os.fspath(getattr(self, name)))  # a record holds plain values only
         _one_of("tier", self.tier, tuple(TIERS))
         _one_of("method", self.method, METHODS)
-        filled = _USUAL | TIERS[self.tier] | _PRUNING.get(self.method, {})
+        filled = _USUAL | TIERS[self.tier] | _DEFAULTS.get(self.method, {})
         if self.arch not in (None, filled["arch"]):
             filled = filled | {"width": None}  # a tier's width belongs to its own network
         for name, value in filled.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        if self.teacher_epochs is None:
+            object.__setattr__(self, "teacher_epochs", self.epochs)
         for name, methods in _ONLY_FOR.items():
             if self.method not in methods:
                 object.__setattr__(self, name, None)
@@ -193,8 +267,14 @@ class RunConfig:
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("device", self.device, DEVICES)
         if self.criterion is not None:
-            _one_of("criterion", self.criterion, tuple(CRITERIA))
-            _one_of("mask", self.mask, MASKS)
+            _one_of("criterion", self.criterion, _CRITERIA_OF[self.method])
+        for name, allowed in (
+            ("mask", MASKS), ("partner", PARTNERS), ("fine_tune", FINE_TUNES), ("strengths", STRENGTHS),
+        ):  # fmt: skip
+            if getattr(self, name) is not None:
+                _one_of(name, getattr(self, name), allowed)
+        if self.budget is not None:
+            Budget.parse(self.budget)
         if self.scope is not None:
             _one_of("scope", self.scope, SCOPES)
         if self.diversity_form is not None:
@@ -208,10 +288,17 @@ class RunConfig:
             raise ValueError(f"slim_at_freeze is {self.slim_at_freeze!r}: allowed are True and False")
         for name, least in (("epochs", 1), ("batch_size", 2), ("image_size", 32), ("seed", 0)):
             _whole(name, getattr(self, name), least)
-        for name in ("width", "round_to", "mask_every"):
+        for name, least in (
+            ("width", 1), ("round_to", 1), ("mask_every", 1),
+            ("teacher_epochs", 1), ("copies", 2), ("samples", 2), ("bins", 1),
+        ):  # fmt: skip
             if getattr(self, name) is not None:
-                _whole(name, getattr(self, name), 1)
-        for name in ("learning_rate", "weight_decay", "diversity_weight"):
+                _whole(name, getattr(self, name), least)
+        if self.temperature is not None and not (_is_number(self.temperature) and self.temperature > 0):
+            raise ValueError(f"temperature is {self.temperature!r}: it must be a number above 0")
+        for name in (
+            "learning_rate", "weight_decay", "diversity_weight", "distill_weight", "feature_weight", "sparsity", "rho",
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and 0 <= value < float("inf")):
                 raise ValueError(f"{name} is {value!r}: it must be a number of at least 0")
@@ -232,6 +319,15 @@ class RunConfig:
                 raise ValueError(f"the config {values!r} lacks the key {key!r}")
         return cls(**values)
 
+    def dense(self) -> "RunConfig":
+        """The run of the dense network that this one learns from or starts from: the same data and recipe."""
+        shared = (
+            "dataset", "arch", "seed", "tier", "data", "split", "image_size", "width", "batch_size", "schedule",
+            "learning_rate", "momentum", "weight_decay", "label_smoothing", "augmentation", "precision", "device",
+        )  # fmt: skip
+        values = {name: getattr(self, name) for name in shared}
+        return RunConfig(method="dense", epochs=self.teacher_epochs, **values)
+
     def to_dict(self) -> dict[str, Any]:
         """All fields, by name, as in a record."""
         return dataclasses.asdict(self)
@@ -245,7 +341,9 @@ class RunConfig:
         Returns:
             8 hex digits. Two runs with the same identity give the same numbers up to rounding.
         """
-        fields = {k: v for k, v in self.to_dict().items() if k not in (*_NOT_IDENTITY, "data", "tier")}
+        unread = (*_NOT_IDENTITY, "data", "tier")
+        # None is left out, so that a knob that is added later renames no run that does not read it
+        fields = {k: v for k, v in self.to_dict().items() if k not in unread and v is not None}
         text = json.dumps(fields | {"source": source}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 

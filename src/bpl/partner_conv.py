@@ -11,6 +11,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+KINDS = ("same", "acnet", "dbb")
 GAMMA_START = 0.5  # of every branch, so that two fresh branches together have the scale of one (released code)
 
 

@@ -4,8 +4,10 @@ import dataclasses
 import fcntl
 import os
 import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 from bpl.config import RunConfig
 from bpl.data import ImageSet, Split, load_images, make_split
-from bpl.export import save_model
+from bpl.export import load_model, save_model
 from bpl.measure import count_macs, count_params, measure_latency
 from bpl.models import build_model
 from bpl.paths import work_folder
@@ -63,12 +65,56 @@ def run(
             return load_record(path)
         if repeat:
             checkpoint.unlink(missing_ok=True)
-        trained = train(config, images, split, checkpoint=checkpoint, progress=progress)
+        dense = partial(dense_network, config, images, split, folder=folder, work=work, progress=progress)
+        trained = train(config, images, split, checkpoint=checkpoint, dense=dense, progress=progress)
         record = make_record(config, images, split, trained)
-        save_model(trained.small, place / "model.safetensors", classes=images.classes, mean=images.mean, std=images.std)
+        _save_shipped(trained, images, place)
         save_record(record, path)
         checkpoint.unlink(missing_ok=True)
     return record
+
+
+def dense_network(
+    config: RunConfig,
+    images: ImageSet,
+    split: Split,
+    *,
+    folder: Path | None = None,
+    work: Path | None = None,
+    progress: bool = True,
+) -> nn.Module:
+    """The trained dense network that a run learns from: as the dense run of the same recipe left it, else trained now.
+
+    Args:
+        config: the run that needs it.
+        images: its images.
+        split: its parts.
+        folder: the results folder: a dense run that is made here is recorded there like any other.
+        work: folder for checkpoints and shipped networks.
+        progress: show a progress bar on standard error.
+
+    Returns:
+        The network that the dense run ships.
+    """
+    dense = config.dense()
+    place = (work or work_folder()) / dense.run_name(images.source)
+    shipped = place / "model.safetensors"
+    while not shipped.exists():
+        try:
+            if not record_path(dense, images.source, folder).exists():
+                run(dense, folder=folder, work=work, progress=progress)
+                continue
+            with only_here(place):  # recorded on another machine: only the network is made anew, not the record
+                trained = train(dense, images, split, checkpoint=place / "checkpoint.pt", progress=progress)
+                _save_shipped(trained, images, place)
+                (place / "checkpoint.pt").unlink(missing_ok=True)
+        except RunBusy:
+            time.sleep(1.0)  # another process is training it
+    return load_model(shipped)
+
+
+def _save_shipped(trained: Trained, images: ImageSet, place: Path) -> None:
+    save_model(trained.small, place / "model.safetensors", classes=images.classes, mean=images.mean, std=images.std)
 
 
 class RunBusy(ValueError):

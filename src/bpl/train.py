@@ -9,19 +9,18 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from bpl.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from bpl.config import RunConfig
 from bpl.data import ImageSet, Split, augment, batches, normalise
-from bpl.measure import count_macs
-from bpl.methods import REGISTRY, Method, Training
+from bpl.methods import REGISTRY, Batch, Material, Method, Training
 from bpl.models import build_model
 from bpl.schedule import SCHEDULES
 
@@ -38,8 +37,9 @@ class Trained:
         small: the ordinary network that ships.
         method: the method, with its masks.
         curves: name -> one value an epoch.
-        training_macs: multiply-accumulates of all training steps (forward and backward, 3 x forward).
-        seconds: wall time of the training, without evaluation and checkpoints.
+        training_macs: multiply-accumulates of all training steps (forward and backward, 3 x forward), with those of the
+            dense network where the method needs one trained.
+        seconds: wall time of the training, without evaluation, checkpoints and the training of that dense network.
     """
 
     network: nn.Module
@@ -85,6 +85,7 @@ def train(
     split: Split,
     *,
     checkpoint: Path | None = None,
+    dense: Callable[[], nn.Module] | None = None,
     progress: bool = True,
 ) -> Trained:
     """Train one network by one method.
@@ -94,6 +95,7 @@ def train(
         images: the data set, pixels as uint8.
         split: which images are for training, validation and test. The test part is measured, never used.
         checkpoint: file to resume from, if it exists, and to save to; None for neither.
+        dense: gives the trained dense network to methods that need one; None to train it here and now.
         progress: show a progress bar on standard error.
 
     Returns:
@@ -107,7 +109,9 @@ def train(
     fabric = _fabric(config)
     images = images.to(fabric.device)
     torch.manual_seed(config.seed)
-    method = REGISTRY[config.method](config)
+    if dense is None:
+        dense = partial(_train_dense, config, images, split, progress)
+    method = REGISTRY[config.method](config, Material(images, split.train, dense, fabric.autocast))
     model = build_model(config.arch, len(images.classes), config.image_size, config.width)
     model = method.prepare(model)
 
@@ -121,8 +125,10 @@ def train(
         model.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay, fused=True
     )
     training = Training(model, optimizer, epoch=0, epochs=config.epochs)
-    out = Trained(model, model, method)
-    if state is not None:
+    part, out = method.training_part(split.train), Trained(model, model, method)
+    if state is None:
+        out.training_macs = method.macs_before()
+    else:
         optimizer.load_state_dict(state["optimizer"])
         training.epoch, out.curves = state["epoch"], state["curves"]
         out.training_macs, out.seconds = state["training_macs"], state["seconds"]
@@ -133,9 +139,9 @@ def train(
         started = time.monotonic()
         module = fabric.setup_module(training.model, move_to_device=False)
         if counted is not training.model:
-            counted, macs = training.model, count_macs(training.model, config.image_size)
-        loss, seen = _epoch(config, images, split.train, training, module, method, fabric)
-        out.training_macs += 3 * macs * seen
+            counted, macs = training.model, method.macs_per_image(training.model)
+        loss, seen = _epoch(config, images, part, training, module, method, fabric)
+        out.training_macs += macs * seen
         training.epoch += 1
         added = method.after_epoch(training)
         out.seconds += time.monotonic() - started
@@ -154,9 +160,13 @@ def train(
             _save(checkpoint, config, split, training, method, out)
             saved = time.monotonic()
     bar.close()
-    out.network = training.model.eval()
-    out.small = method.finish(out.network).eval()
+    out.network = method.as_trained(training.model.eval()).eval()
+    out.small = method.finish(training.model).eval()
     return out
+
+
+def _train_dense(config: RunConfig, images: ImageSet, split: Split, progress: bool) -> nn.Module:
+    return train(config.dense(), images, split, progress=progress).small
 
 
 def _fabric(config: RunConfig) -> Any:
@@ -198,10 +208,10 @@ def _epoch(
         for group in training.optimizer.param_groups:
             group["lr"] = rate
         x = normalise(augment(batch, config.augmentation, config.image_size, chance), images.mean, images.std)
-        logits = module(x.contiguous(memory_format=torch.channels_last))  # (B, classes)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
-        added = method.loss(training.model)
-        fabric.backward(loss if added is None else loss + added)
+        x = x.contiguous(memory_format=torch.channels_last)
+        loss = method.loss(training, Batch(x, labels), module(x))
+        fabric.backward(loss)
+        method.before_step(training)
         training.optimizer.step()
         training.optimizer.zero_grad()
         method.after_step(training)
@@ -211,7 +221,7 @@ def _epoch(
     if mean != mean or mean == float("inf"):
         raise FloatingPointError(
             f"the loss became {mean} in epoch {training.epoch + 1} of {config.epochs} (learning rate {rate:.2g}): "
-            "lower learning_rate or diversity_weight"
+            "lower learning_rate, or the weight of what the method adds to the loss"
         )
     return mean, seen
 

@@ -4,10 +4,12 @@ A method decides how the network is changed before training, what is added to th
 an epoch, and how the compact network is obtained (`bpl.methods.base.Method`).
 """
 
-from bpl.methods.base import Method, Training
+from bpl.methods.base import Batch, Material, Method, Training
 from bpl.methods.bpl import BPL
+from bpl.methods.kd import KD
 from bpl.methods.magnitude import Pruned
 from bpl.methods.scratch import Scratch
+from bpl.methods.taught import Taught
 
 REGISTRY: dict[str, type[Method]] = {
     "dense": Method,
@@ -17,6 +19,7 @@ REGISTRY: dict[str, type[Method]] = {
     "sfp": Pruned,
     "fpgm": Pruned,
     "random": Pruned,
+    "kd": KD,
 }
 
-__all__ = ["BPL", "REGISTRY", "Method", "Pruned", "Scratch", "Training"]
+__all__ = ["BPL", "KD", "REGISTRY", "Batch", "Material", "Method", "Pruned", "Scratch", "Taught", "Training"]

@@ -2,14 +2,71 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bpl.config import RunConfig
+from bpl.data import ImageSet, normalise
+from bpl.measure import count_macs
 from bpl.partner import fuse_partners
+
+
+@dataclass
+class Material:
+    """What a method may use besides the batches that the loop gives it.
+
+    Attributes:
+        images: the data set, on the device of the training.
+        train: (n,) indices of the training part; a method sees no other image.
+        make_dense: trains the dense network of the same run, or loads it where it was trained before.
+        autocast: a context in which forward passes run in the precision of the run.
+    """
+
+    images: ImageSet
+    train: Tensor
+    make_dense: Callable[[], nn.Module]
+    autocast: Callable[[], AbstractContextManager]
+    _dense: list[nn.Module] = field(default_factory=list, repr=False)
+
+    def dense_network(self) -> nn.Module:
+        """The trained dense network, frozen, in evaluation mode, the same object at every call."""
+        if not self._dense:
+            network = self.make_dense().eval().requires_grad_(False)
+            self._dense.append(network.to(self.images.images.device, memory_format=torch.channels_last))
+        return self._dense[0]
+
+    def inputs(self, indices: Tensor) -> Tensor:
+        """Normalised images (n, 3, H, W) of the training part, not augmented.
+
+        Args:
+            indices: (n,) indices into the data set, of the training part.
+        """
+        chosen = self.images.images[indices.to(self.images.images.device)]
+        return normalise(chosen, self.images.mean, self.images.std).contiguous(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def infer(self, network: nn.Module, inputs: Tensor) -> Tensor:
+        """Logits of a network that is not trained, float32, in the precision of the run."""
+        with self.autocast():
+            return network(inputs).float()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch, as a method's loss sees it.
+
+    Attributes:
+        inputs: (B, 3, H, W) augmented, normalised images.
+        labels: (B,) classes.
+    """
+
+    inputs: Tensor
+    labels: Tensor
 
 
 @dataclass
@@ -60,18 +117,45 @@ class Method:
 
     Args:
         config: the run.
+        material: images and the dense network, for those who need them.
     """
 
-    def __init__(self, config: RunConfig):
+    def __init__(self, config: RunConfig, material: Material):
         self.config = config
+        self.material = material
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """The network to train, made from a fresh dense one."""
         return model
 
-    def loss(self, model: nn.Module) -> Tensor | None:
-        """What is added to the cross entropy of a batch; None for nothing."""
-        return None
+    def training_part(self, indices: Tensor) -> Tensor:
+        """The images to train on: all of the training part, but for a method that holds some out."""
+        return indices
+
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The recipe's loss on labels.
+
+        Args:
+            logits: (B, classes).
+            labels: (B,).
+        """
+        return F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
+
+    def loss(self, training: Training, batch: Batch, outputs: Any) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            training: the training under way.
+            batch: images and labels.
+            outputs: what the network in training returned: logits (B, classes), or more where a method made it so.
+
+        Returns:
+            A scalar.
+        """
+        return self.cross_entropy(outputs, batch.labels)
+
+    def before_step(self, training: Training) -> None:
+        """Called when the gradients are there, before the optimiser uses them."""
 
     def after_step(self, training: Training) -> None:
         """Called after every optimiser step."""
@@ -88,6 +172,10 @@ class Method:
         """The network whose accuracy is measured after an epoch: the one that would ship now."""
         return model
 
+    def as_trained(self, model: nn.Module) -> nn.Module:
+        """The network, as trained, that `finish` makes smaller: the two are compared, logit by logit, in the record."""
+        return model
+
     def at_size(self, training: Training) -> bool:
         """Whether the network has reached its final size, so that this epoch's weights may be chosen."""
         return True
@@ -96,6 +184,16 @@ class Method:
         """The ordinary smaller network that ships."""
         return fuse_partners(model)
 
+    # -- cost -----------------------------------------------------------------------------------------------------
+    def macs_before(self) -> int:
+        """Multiply-accumulates spent before the loop: the training of the dense network, for those who use one."""
+        return 0
+
+    def macs_per_image(self, model: nn.Module) -> int:
+        """Multiply-accumulates of one image's share of a step: forward and backward, 3 x forward."""
+        return 3 * count_macs(model, self.config.image_size)
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------
     def state(self) -> dict[str, Any]:
         """Tensors and plain values from which `restore` goes on."""
         return {}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bpl.diversity import cosine, diversity_loss, raw_kernels
-from bpl.methods.base import Training
+from bpl.methods.base import Batch, Training
 from bpl.methods.magnitude import Pruned
 from bpl.partner import grow_partners, partner_blocks
 
@@ -26,12 +26,12 @@ class BPL(Pruned):
             block.keep_outputs = self.config.diversity_form.startswith("feature") and self.config.diversity_weight > 0
         return grown
 
-    def loss(self, model: nn.Module) -> Tensor | None:
-        config = self.config
+    def loss(self, training: Training, batch: Batch, outputs: Tensor) -> Tensor:
+        config, loss = self.config, super().loss(training, batch, outputs)
         if config.diversity_weight == 0:
-            return None
-        loss = config.diversity_weight * diversity_loss(model, config.diversity_form)
-        for block in partner_blocks(model).values():
+            return loss
+        loss = loss + config.diversity_weight * diversity_loss(training.model, config.diversity_form)
+        for block in partner_blocks(training.model).values():
             block.outputs = []  # used; a network that holds graph tensors could not be copied
         return loss
 

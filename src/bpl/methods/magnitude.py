@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bpl.config import RunConfig
-from bpl.methods.base import Method, Training
+from bpl.methods.base import Material, Method, Training
 from bpl.partner import fuse_partners, partner_blocks
 from bpl.pruning import MaskHolder, prune_masks, slim
 
@@ -27,10 +27,11 @@ class Pruned(Method):
 
     Args:
         config: the run: `ratio`, `criterion`, `mask`, `mask_every`, `freeze_at`, `slim_at_freeze`, `scope`, `round_to`.
+        material: not used.
     """
 
-    def __init__(self, config: RunConfig):
-        super().__init__(config)
+    def __init__(self, config: RunConfig, material: Material):
+        super().__init__(config, material)
         self.freeze_epoch = max(1, round(config.freeze_at * config.epochs))
         self.masks: dict[str, Tensor] | None = None
         self.frozen = False
