@@ -17,6 +17,7 @@ from bpl.config import (
     METHODS,
     PRECISIONS,
     SCHEDULES,
+    SLIM_AT,
     SPLITS,
     TIERS,
     RunConfig,
@@ -57,7 +58,7 @@ def test_a_tiers_width_is_not_imposed_on_another_network():
 def test_every_method_that_prunes_has_a_criterion_a_mask_and_a_freeze():
     for method in METHODS:
         config = RunConfig("ucm", method)
-        given = (config.criterion, config.mask, config.mask_every, config.freeze_at, config.slim_at_freeze)
+        given = (config.criterion, config.mask, config.mask_every, config.freeze_at, config.slim_at)
         assert all(v is None for v in given) if method in ("dense", "scratch") else all(v is not None for v in given)
 
 
@@ -110,7 +111,7 @@ BAD = [
     *[("round_to", value, "a whole number of at least 1") for value in (0, 2.5)],
     *[("mask_every", value, "a whole number of at least 1") for value in (0, "1")],
     *[("freeze_at", value, "more than 0 and at most 1") for value in (0, 0.0, 1.01, float("nan"), "0.3")],
-    *[("slim_at_freeze", value, "True and False") for value in ("no", 1)],
+    *[("slim_at", value, "freeze, none and a whole number of epochs from 1") for value in ("no", True, 0, 61, 1.5)],
     *[("momentum", value, "at least 0 and less than 1") for value in (1.0, -0.1, None)],
     *[("label_smoothing", value, "at least 0 and less than 1") for value in (1.0, "0.1")],
     # PyYAML reads 1e-3 as a word: the commonest slip in a grid file
@@ -135,7 +136,7 @@ OTHER = {
     "dataset": "aid", "method": "sfp", "arch": "resnet56", "ratio": 0.5, "seed": 1, "epochs": 7, "split": "paper",
     "image_size": 96, "width": 24, "batch_size": 32, "schedule": "released", "learning_rate": 0.02, "momentum": 0.8,
     "weight_decay": 0.0, "label_smoothing": 0.1, "augmentation": "nadir", "precision": "float32", "criterion": "fpgm",
-    "scope": "all", "round_to": 8, "mask": "soft", "mask_every": 2, "freeze_at": 0.6, "slim_at_freeze": False,
+    "scope": "all", "round_to": 8, "mask": "soft", "mask_every": 2, "freeze_at": 0.6, "slim_at": "none",
     "diversity_weight": 0.25, "diversity_form": "layer-squared",
 }  # fmt: skip
 NO_PART_OF_IT = {"tier", "device", "data"}  # the source of the images, real or drawn, counts in place of `data`
@@ -215,7 +216,7 @@ def configs(draw, folder=None):
         "label_smoothing": share, "augmentation": st.sampled_from(AUGMENTATIONS),
         "precision": st.sampled_from(PRECISIONS), "criterion": st.sampled_from([*CRITERIA]),
         "scope": st.sampled_from(SCOPES), "round_to": small, "mask": st.sampled_from(MASKS), "mask_every": small,
-        "freeze_at": st.floats(0.01, 1), "slim_at_freeze": st.booleans(),
+        "freeze_at": st.floats(0.01, 1), "slim_at": st.sampled_from(SLIM_AT),
         "diversity_weight": st.integers(0, 3) | number,
         "diversity_form": st.sampled_from([*FORMS]), "device": st.sampled_from(DEVICES),
     }  # fmt: skip

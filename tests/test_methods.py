@@ -66,7 +66,7 @@ def test_a_filter_that_a_soft_mask_prunes_goes_on_training_and_may_come_back(tre
 
 
 def test_rankings_stop_at_the_freeze_and_pruned_channels_are_dead_from_then_on(tree, rankings):
-    out = trained(small(tree, "sfp", epochs=4, freeze_at=0.5, slim_at_freeze=False))
+    out = trained(small(tree, "sfp", epochs=4, freeze_at=0.5, slim_at="none"))
     assert len(rankings) == 2
     assert out.curves["mask_changes"][2:] == [0.0, 0.0]
     assert out.curves["at_size"] == [0.0, 1.0, 1.0, 1.0]
@@ -130,7 +130,7 @@ def test_training_on_the_smaller_network_is_training_on_the_masked_one(tree, mon
     fabric = lightning_fabric.Fabric
     monkeypatch.setattr(lightning_fabric, "Fabric", lambda **options: fabric(**options | {"precision": "64-true"}))
     settings = {"epochs": 4, "freeze_at": 0.5, "learning_rate": 0.02, "weight_decay": 5e-3} | changes
-    slimmed, masked = (trained(small(tree, method, **settings, slim_at_freeze=s)) for s in (True, False))
+    slimmed, masked = (trained(small(tree, method, **settings, slim_at=s)) for s in ("freeze", "none"))
     assert next(slimmed.network.parameters()).dtype == torch.float64
     assert slimmed.curves["loss"] == pytest.approx(masked.curves["loss"], rel=1e-5)
     if method == "bpl":
@@ -183,7 +183,7 @@ def test_what_ships_is_the_trained_network_and_plain(tree, method):
         pytest.param({"arch": "vgg16_bn"}, marks=pytest.mark.slow),
         {"scope": "all"},
         {"round_to": 4, "ratio": 0.4},
-        {"precision": "bf16", "slim_at_freeze": False},
+        {"precision": "bf16", "slim_at": "none"},
         {"mask": "hard"},
         {"criterion": "folded-l2"},
     ],

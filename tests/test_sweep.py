@@ -82,8 +82,8 @@ def test_a_run_named_twice_is_run_once(grid):
 
 
 def test_comments_and_the_words_of_yaml_are_read(grid):
-    path = grid("# the table\n- {dataset: ucm, method: bpl, slim_at_freeze: [true, false], width: null}\n")
-    assert [c.slim_at_freeze for c in load_grid(path)] == [True, False]
+    path = grid("# the table\n- {dataset: ucm, method: bpl, slim_at: [freeze, none, 30], width: null}\n")
+    assert [c.slim_at for c in load_grid(path)] == ["freeze", "none", 30]
 
 
 BAD_GRIDS = {

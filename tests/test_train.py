@@ -97,7 +97,7 @@ KILLED = {
     "dense": {"method": "dense"},
     "scratch": {"method": "scratch"},
     "bpl": {"method": "bpl", "mask": "soft", "freeze_at": 0.5},
-    "bpl-masked": {"method": "bpl", "mask": "soft", "freeze_at": 0.5, "slim_at_freeze": False},
+    "bpl-masked": {"method": "bpl", "mask": "soft", "freeze_at": 0.5, "slim_at": "none"},
     "bpl-released": {"method": "bpl", "mask": "released"},
     "bpl-features-bf16": {
         "method": "bpl", "freeze_at": 0.5, "diversity_form": "feature-squared", "precision": "bf16",
@@ -220,7 +220,7 @@ def test_training_learns(tree):
 
 
 def test_the_steps_on_the_smaller_network_are_counted_as_cheaper(tree):
-    masked, slimmed = (trained(small(tree, "bpl", slim_at_freeze=slim)) for slim in (False, True))
+    masked, slimmed = (trained(small(tree, "bpl", slim_at=slim)) for slim in ("none", "freeze"))
     assert slimmed.training_macs < 0.8 * masked.training_macs
 
 

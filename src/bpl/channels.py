@@ -21,21 +21,29 @@ from bpl.ordinary import is_ordinary_conv, is_ordinary_linear, is_ordinary_norm
 from bpl.partner_conv import PartnerConv2d
 
 # Functions f with f(0) = 0, channel by channel: a masked channel stays zero through them.
+_ZERO_ACTIVATION_MODULES = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish,
+    nn.Hardtanh, nn.Tanh,
+)  # fmt: skip
+_ZERO_ACTIVATION_CALLS = {
+    F.relu, torch.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish, F.hardswish, torch.tanh,
+    "relu", "relu_", "tanh",
+}  # fmt: skip
 _KEEP_ZERO_MODULES = (
-    nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
-    nn.Hardswish, nn.Hardtanh, nn.Tanh, nn.Dropout, nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
+    *_ZERO_ACTIVATION_MODULES, nn.Identity, nn.Dropout, nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
     nn.AdaptiveMaxPool2d, nn.Upsample, nn.ZeroPad2d,
 )  # fmt: skip
-_KEEP_ZERO_CALLS = {
-    F.relu, torch.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish, F.hardswish, torch.tanh, F.dropout,
-    F.dropout2d, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.interpolate, F.pad,
-    "relu", "relu_", "tanh", "contiguous", "clone", "float", "to",
+_KEEP_ZERO_CALLS = _ZERO_ACTIVATION_CALLS | {
+    F.dropout, F.dropout2d, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.interpolate,
+    F.pad, "contiguous", "clone", "float", "to",
 }  # fmt: skip
 _POOL_MODULES = (nn.MaxPool2d, nn.AvgPool2d)
 _POOL_CALLS = {F.max_pool2d, F.avg_pool2d}
 # Channel by channel too, but f(0) != 0.
 _LOSE_ZERO_MODULES = (nn.Sigmoid, nn.Hardsigmoid, nn.Softplus)
 _LOSE_ZERO_CALLS = {torch.sigmoid, F.sigmoid, F.hardsigmoid, F.softplus, "sigmoid", "sigmoid_"}
+ACTIVATION_MODULES = (*_ZERO_ACTIVATION_MODULES, *_LOSE_ZERO_MODULES)
+ACTIVATION_CALLS = _ZERO_ACTIVATION_CALLS | _LOSE_ZERO_CALLS
 _ADDITIONS = {operator.add, operator.iadd, operator.sub, torch.add, torch.sub, "add", "add_", "sub"}
 _PRODUCTS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
 _SHAPE_QUERIES = {"size", "dim", getattr, len}
@@ -112,6 +120,7 @@ class ChannelGraph:
         sets: all `Channels`, in the order of the forward pass.
         of_conv: conv name -> the `Channels` it produces.
         sites: conv name -> its `ConvSite`.
+        traced: the operations of the forward pass; convolutions, normalisations and linear layers are one each.
         calls: name of a normalisation or a module with parameters -> how many times the forward pass uses it or,
             through another module that has the same parameter, its weights.
 
@@ -122,7 +131,7 @@ class ChannelGraph:
     def __init__(self, model: nn.Module):
         self.model = model
         try:
-            self._nodes = list(_Tracer().trace(model).nodes)
+            self.traced = _Tracer().trace(model)
         except Exception as error:  # torch.fx raises whatever the traced code raises on a proxy
             raise ValueError(
                 f"cannot trace {type(model).__name__}: its forward pass must not branch on tensor values "
@@ -170,7 +179,7 @@ class ChannelGraph:
     # -- the walk -------------------------------------------------------------------------------------------------
     def _count_calls(self) -> dict[str, int]:
         calls: dict[str, int] = {}
-        for node in self._nodes:
+        for node in self.traced.nodes:
             if node.op == "call_module" and self._belongs_to_one_place(self._modules[node.target]):
                 calls[node.target] = calls.get(node.target, 0) + 1
             elif node.op == "get_attr":  # a parameter used past its module, or one of the network's own
@@ -191,7 +200,7 @@ class ChannelGraph:
 
     def _walk(self) -> None:
         values: dict[fx.Node, _Value] = {}
-        for node in self._nodes:
+        for node in self.traced.nodes:
             inputs = [values[n] for n in node.all_input_nodes if n in values]
             value = self._visit(node, inputs, values)
             if value is not None:

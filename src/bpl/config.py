@@ -17,7 +17,7 @@ from bpl.data.batches import POLICIES as AUGMENTATIONS
 from bpl.data.catalog import CARDS
 from bpl.diversity import FORMS
 from bpl.models import NAMES as ARCHITECTURES
-from bpl.partner_conv import KINDS as PARTNERS
+from bpl.partner_shapes import KINDS as PARTNERS
 from bpl.pruning.criteria import CRITERIA
 from bpl.pruning.masks import SCOPES
 
@@ -29,6 +29,7 @@ METHODS = (
 FINE_TUNES = ("tft", "mlft")
 STRENGTHS = ("dean", "fixed")
 MASKS = ("soft", "hard", "released")
+SLIM_AT = ("freeze", "none")
 SCHEDULES = ("one-cycle", "released")
 PRECISIONS = ("float32", "bf16")
 SPLITS = ("protocol", "paper", "aitlas")
@@ -38,21 +39,21 @@ DEVICES = ("auto", "cpu", "cuda")
 TIERS: dict[str, dict[str, Any]] = {
     # live in notebooks and CI: about a minute on 2 cores
     "quick": {
-        "arch": "resnet18", "width": 16, "image_size": 64, "epochs": 8, "batch_size": 64, "schedule": "one-cycle",
-        "learning_rate": 0.1, "weight_decay": 5e-4, "augmentation": "crop-flip", "precision": "bf16",
-        "diversity_weight": 1.0,
+        "arch": "resnet18", "width": 16, "image_size": 64, "epochs": 20, "batch_size": 32, "schedule": "one-cycle",
+        "learning_rate": 0.05, "weight_decay": 5e-4, "label_smoothing": 0.1, "augmentation": "nadir",
+        "stored_size": 96, "precision": "bf16", "diversity_weight": 1.0,
     },
     # the recorded tables without a GPU: minutes a run
     "cpu": {
-        "arch": "resnet18", "width": 32, "image_size": 64, "epochs": 60, "batch_size": 64, "schedule": "one-cycle",
-        "learning_rate": 0.1, "weight_decay": 5e-4, "augmentation": "crop-flip", "precision": "bf16",
-        "diversity_weight": 1.0,
+        "arch": "resnet18", "width": 32, "image_size": 64, "epochs": 60, "batch_size": 32, "schedule": "one-cycle",
+        "learning_rate": 0.05, "weight_decay": 5e-4, "label_smoothing": 0.1, "augmentation": "nadir",
+        "stored_size": 96, "precision": "bf16", "diversity_weight": 1.0,
     },
     # the paper's own scale, with the released code's schedule and weight of the diversity loss
     "paper": {
         "arch": "resnet50", "width": None, "image_size": 256, "epochs": 300, "batch_size": 64, "schedule": "released",
-        "learning_rate": 1e-3, "weight_decay": 1e-4, "augmentation": "released", "precision": "bf16",
-        "diversity_weight": 0.01,
+        "learning_rate": 1e-3, "weight_decay": 1e-4, "label_smoothing": 0.0, "augmentation": "released",
+        "stored_size": 256, "precision": "bf16", "diversity_weight": 0.01,
     },
 }  # fmt: skip
 
@@ -70,12 +71,15 @@ _OTHERS: dict[str, dict[str, Any]] = {
     "hrank": {"criterion": "rank", "samples": 500},
     "kd": {"distill_weight": 1.0, "temperature": 4.0},
     "self_kd": {"distill_weight": 1.0, "temperature": 3.0},
-    "compact_kd": {"distill_weight": 1.0, "temperature": 4.0, "feature_weight": 1.0},
+    "compact_kd": {"freeze_at": 0.5, "distill_weight": 1.0, "temperature": 4.0, "feature_weight": 1.0},
     "oed": {"distill_weight": 1.0, "temperature": 3.0, "copies": 2},
     "fcs_mlft": {
         "criterion": "fcs", "samples": 500, "bins": 8, "fine_tune": "mlft", "distill_weight": 1.0, "temperature": 1.0,
     },
-    "ddsl": {"criterion": "l2", "distill_weight": 1.0, "temperature": 4.0, "rho": 1e-2, "strengths": "dean"},
+    "ddsl": {
+        "criterion": "l2", "freeze_at": 0.6, "distill_weight": 1.0, "temperature": 4.0, "rho": 1e-2,
+        "strengths": "dean",
+    },
 }  # fmt: skip
 _DEFAULTS = _PRUNING | _OTHERS
 # What `criterion` may be: norms of filters for the first, properties of their feature maps for the second.
@@ -89,8 +93,8 @@ _ONLY_FOR: dict[str, tuple[str, ...]] = {
     "criterion": tuple(_CRITERIA_OF),
     "mask": tuple(_PRUNING),
     "mask_every": tuple(_PRUNING),
-    "freeze_at": tuple(_PRUNING),
-    "slim_at_freeze": tuple(_PRUNING),
+    "freeze_at": (*_PRUNING, "compact_kd", "ddsl"),
+    "slim_at": (*_PRUNING, "ddsl"),
     "diversity_weight": ("bpl",),
     "diversity_form": ("bpl",),
     "partner": ("bpl",),
@@ -112,7 +116,7 @@ _ONLY_FOR: dict[str, tuple[str, ...]] = {
 
 # What every method starts from where a config says None; a config that says so and one that says nothing are one run.
 _USUAL: dict[str, Any] = {
-    "scope": "inner", "round_to": 1, "mask_every": 1, "slim_at_freeze": True, "diversity_form": "stage-cosine",
+    "scope": "inner", "round_to": 1, "mask_every": 1, "slim_at": "freeze", "diversity_form": "stage-cosine",
     "partner": "same",
 }  # fmt: skip
 
@@ -140,6 +144,8 @@ class RunConfig:
         data: auto (real images where found, else drawn scenes), real, synthetic, or the folder of the data sets.
         split: protocol (70 % training, 10 % validation, 20 % test), paper (80/20) or aitlas (60/20/20 from files).
         image_size: height and width in pixels.
+        stored_size: height and width in pixels of the kept training images, from which random crops are sampled;
+            image_size where neither config nor tier says otherwise.
         width: filters of the first stage; None for the network's published width.
         batch_size: images a step.
         schedule: one-cycle, or released (a tenth of the rate at half and at three quarters of the epochs).
@@ -158,7 +164,8 @@ class RunConfig:
             normalisation not masked).
         mask_every: epochs between two rankings of a soft mask.
         freeze_at: share of the epochs after which masks no longer change, in (0, 1]; at least one epoch.
-        slim_at_freeze: train on the physically smaller network from the freeze on (the same function, cheaper).
+        slim_at: when training goes on with the physically smaller network (the same function, cheaper): freeze, none
+            (masked channels are computed to the end), or the number of an epoch, not before the freeze.
         diversity_weight: factor of the diversity loss; 0.01 in the released code.
         diversity_form: a key of `bpl.diversity.FORMS`.
         partner: shape of BPL's partners: same, acnet (1 x k and k x 1) or dbb (1 x 1 and 1 x 1 before k x k).
@@ -191,13 +198,14 @@ class RunConfig:
     data: str = "auto"
     split: str = "protocol"
     image_size: int | None = None
+    stored_size: int | None = None
     width: int | None = None
     batch_size: int | None = None
     schedule: str | None = None
     learning_rate: float | None = None
     momentum: float = 0.9
     weight_decay: float | None = None
-    label_smoothing: float = 0.0
+    label_smoothing: float | None = None
     augmentation: str | None = None
     precision: str | None = None
     criterion: str | None = None
@@ -206,7 +214,7 @@ class RunConfig:
     mask: str | None = None
     mask_every: int | None = 1
     freeze_at: float | None = None
-    slim_at_freeze: bool | None = True
+    slim_at: int | str | None = "freeze"
     diversity_weight: float | None = None
     diversity_form: str | None = "stage-cosine"
     partner: str | None = "same"
@@ -233,9 +241,13 @@ class RunConfig:
         filled = _USUAL | TIERS[self.tier] | _DEFAULTS.get(self.method, {})
         if self.arch not in (None, filled["arch"]):
             filled = filled | {"width": None}  # a tier's width belongs to its own network
+        if self.image_size not in (None, filled["image_size"]):
+            filled = filled | {"stored_size": None}  # and so does the size that its crops are sampled from
         for name, value in filled.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        if self.stored_size is None:
+            object.__setattr__(self, "stored_size", self.image_size)
         if self.teacher_epochs is None:
             object.__setattr__(self, "teacher_epochs", self.epochs)
         for name, methods in _ONLY_FOR.items():
@@ -284,9 +296,7 @@ class RunConfig:
         _within("momentum", self.momentum, 0, 1)
         if self.freeze_at is not None and not (_is_number(self.freeze_at) and 0 < self.freeze_at <= 1):
             raise ValueError(f"freeze_at is {self.freeze_at!r}: it must be more than 0 and at most 1")
-        if self.slim_at_freeze is not None and not isinstance(self.slim_at_freeze, bool):
-            raise ValueError(f"slim_at_freeze is {self.slim_at_freeze!r}: allowed are True and False")
-        for name, least in (("epochs", 1), ("batch_size", 2), ("image_size", 32), ("seed", 0)):
+        for name, least in (("epochs", 1), ("batch_size", 2), ("image_size", 32), ("stored_size", 32), ("seed", 0)):
             _whole(name, getattr(self, name), least)
         for name, least in (
             ("width", 1), ("round_to", 1), ("mask_every", 1),
@@ -294,6 +304,8 @@ class RunConfig:
         ):  # fmt: skip
             if getattr(self, name) is not None:
                 _whole(name, getattr(self, name), least)
+        if self.slim_at not in (None, *SLIM_AT):
+            _epoch_of_slimming(self.slim_at, self.freeze_epoch, self.epochs)
         if self.temperature is not None and not (_is_number(self.temperature) and self.temperature > 0):
             raise ValueError(f"temperature is {self.temperature!r}: it must be a number above 0")
         for name in (
@@ -302,6 +314,11 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and 0 <= value < float("inf")):
                 raise ValueError(f"{name} is {value!r}: it must be a number of at least 0")
+
+    @property
+    def freeze_epoch(self) -> int:
+        """Number of epochs after which masks no longer change, of a method that has masks."""
+        return max(1, round(self.freeze_at * self.epochs))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "RunConfig":
@@ -322,8 +339,9 @@ class RunConfig:
     def dense(self) -> "RunConfig":
         """The run of the dense network that this one learns from or starts from: the same data and recipe."""
         shared = (
-            "dataset", "arch", "seed", "tier", "data", "split", "image_size", "width", "batch_size", "schedule",
-            "learning_rate", "momentum", "weight_decay", "label_smoothing", "augmentation", "precision", "device",
+            "dataset", "arch", "seed", "tier", "data", "split", "image_size", "stored_size", "width", "batch_size",
+            "schedule", "learning_rate", "momentum", "weight_decay", "label_smoothing", "augmentation", "precision",
+            "device",
         )  # fmt: skip
         values = {name: getattr(self, name) for name in shared}
         return RunConfig(method="dense", epochs=self.teacher_epochs, **values)
@@ -384,3 +402,11 @@ def _within(what: str, value: Any, low: float, high: float) -> None:
 def _whole(what: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{what} is {value!r}: it must be a whole number of at least {least}")
+
+
+def _epoch_of_slimming(value: Any, freeze: int, epochs: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not freeze <= value <= epochs:
+        raise ValueError(
+            f"slim_at is {value!r}: allowed are {', '.join(SLIM_AT)} and a whole number of epochs from {freeze}, where "
+            f"the masks freeze, to {epochs}"
+        )

@@ -21,3 +21,17 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
     log_student = F.log_softmax(student.float() / temperature, dim=1)
     log_teacher = F.log_softmax(teacher.float() / temperature, dim=1)
     return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+
+
+def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """|s / |s| - t / |t||^2 of two maps, each image's one vector (normalised as by Zagoruyko and Komodakis 2017).
+
+    Args:
+        student: (B, C, H, W).
+        teacher: (B, C, H, W).
+
+    Returns:
+        Mean over the batch, a scalar of 0 (parallel) to 4 (opposite), in float32.
+    """
+    student, teacher = (F.normalize(maps.float().flatten(1), dim=1) for maps in (student, teacher))
+    return (student - teacher).square().sum(1).mean()

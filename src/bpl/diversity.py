@@ -1,6 +1,7 @@
 """The diversity loss: what keeps a block and its partner different (BPL), in the released form and the ablated ones.
 
-Every form compares pairs (a, b) of tensors, the original's and the partner's, and adds a per-pair or per-filter term:
+Every form compares pairs (a, b) of tensors, the original's and the partner's (of several partners the sum, as one k x k
+kernel), and adds a per-pair or per-filter term:
 
     signed cosine       cos(a, b) + 1      in [0, 2]; least when the partner is the *opposite* of the original
     squared cosine      cos(a, b)^2        in [0, 1]; least when the two are *orthogonal*
@@ -9,7 +10,8 @@ The released form joins all kernels of a stage into one vector before it takes t
 The loss is returned without a weight: the released code multiplies it by 0.01.
 """
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -118,27 +120,32 @@ def filter_loss(stages: list[list[Pair]], measure: Callable[[Tensor, Tensor], Te
     return torch.stack(terms).mean()
 
 
+def _sum(tensors: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, tensors)
+
+
 def raw_kernels(block: PartnerConv2d) -> Pair:
     """The kernels as the optimiser sees them, (N, C, k, k) each."""
-    return block.branches[0].conv.weight, block.branches[1].conv.weight
+    original, *partners = block.branches
+    return original.kernel(), _sum(partner.kernel() for partner in partners)
 
 
 def folded_kernels(block: PartnerConv2d) -> Pair:
     """The kernels as the input sees them: batch normalisation folded in, (N, C, k, k) each, in the weights' dtype."""
     dtype = block.branches[0].conv.weight.dtype
-    original, partner = (branch.kernel_and_bias()[0].to(dtype) for branch in block.branches)
-    return original, partner
+    original, *partners = (branch.kernel_and_bias()[0].to(dtype) for branch in block.branches)
+    return original, _sum(partners)
 
 
 def feature_maps(block: PartnerConv2d) -> Pair:
-    """The two branches' outputs of the last forward pass, filters first: (N, B, H, W) each."""
+    """The outputs of the last forward pass, filters first: (N, B, H, W) each."""
     if not block.outputs:
         raise RuntimeError(
             "no outputs are recorded: a diversity loss on features needs a forward pass in training mode "
             "inside bpl.record_outputs(model)"
         )
-    original, partner = (output.float().transpose(0, 1) for output in block.outputs)
-    return original, partner
+    original, *partners = (output.float().transpose(0, 1) for output in block.outputs)
+    return original, _sum(partners)
 
 
 FORMS: dict[str, tuple[Callable, Callable, Callable]] = {

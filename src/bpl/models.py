@@ -1,8 +1,7 @@
 """Networks by name: torchvision's own, the CIFAR-style ResNet-56, and what small images need of them.
 
-Images of at most `SMALL_IMAGE` pixels get ResNet's small stem (3 x 3, stride 2, no max-pooling, in place of 7 x 7 and
-max-pooling, so that the last map of a 64-pixel image is 4 x 4 instead of 2 x 2) and VGG a global-average head in place
-of its three linear layers of 4,096 units.
+Images of at most `SMALL_IMAGE` pixels get a 3 x 3 convolution in ResNet's stem in place of the 7 x 7 one (stride 2 and
+max-pooling stay), and VGG a global-average head in place of its three linear layers of 4,096 units.
 """
 
 from collections.abc import Callable
@@ -65,7 +64,6 @@ def _resnet(build: Callable[..., nn.Module]) -> Callable[[int, int], nn.Module]:
         model = build(num_classes=num_classes)
         if image_size <= SMALL_IMAGE:
             model.conv1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False)
-            model.maxpool = nn.Identity()
             initialise(model)
         return model
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from bpl.channels import ChannelGraph
 from bpl.partner_conv import PartnerConv2d
+from bpl.partner_shapes import KINDS, SHAPES, fits
 
 LARGEST_KERNEL = 6  # the released code grows partners for 1 < k < 7: a 7 x 7 stem has none
 
@@ -30,18 +31,19 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
             setattr(parent, child, module)
 
 
-def _may_have_partner(conv: nn.Module, norm: nn.Module) -> bool:
-    """Whether a conv and the batch normalisation behind it make a k x k block that fuses exactly."""
+def _may_have_partner(conv: nn.Module, norm: nn.Module, kind: str) -> bool:
+    """Whether a conv and the batch normalisation behind it make a k x k block that fuses exactly with such partners."""
     return (
         isinstance(conv, nn.Conv2d)
         and 1 < max(conv.kernel_size) <= LARGEST_KERNEL
         and type(norm) is nn.BatchNorm2d  # a subclass may hide an activation, which a sum of branches would misplace
         and norm.affine
         and norm.track_running_stats
+        and fits(conv, kind)
     )
 
 
-def grow_partners(model: nn.Module) -> nn.Module:
+def grow_partners(model: nn.Module, kind: str = "same") -> nn.Module:
     """Give every k x k convolution that a batch normalisation follows a partner (BPL, extension step).
 
     A partner is a second convolution of the same shape with its own batch normalisation, whose output is added to the
@@ -51,13 +53,17 @@ def grow_partners(model: nn.Module) -> nn.Module:
 
     Args:
         model: any network that ``torch.fx`` can trace. It is changed in place.
+        kind: shape of the partners, a key of `bpl.partner_shapes.SHAPES`: ``same``, ``acnet`` or ``dbb``. The last two
+            leave even kernels alone, and those padded by less than half their size: nothing sits in their middle.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: nothing in the model can have a partner, or it cannot be traced.
+        ValueError: unknown kind, nothing in the model can have a partner, or it cannot be traced.
     """
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind of partner {kind!r}: allowed are {', '.join(KINDS)}")
     graph = ChannelGraph(model)
     sites = graph.sites
     modules = dict(model.named_modules())
@@ -65,16 +71,18 @@ def grow_partners(model: nn.Module) -> nn.Module:
         if site.norm is None or graph.calls[name] > 1 or graph.calls[site.norm] > 1:
             continue  # a layer used twice belongs to no single block
         conv, norm = modules[name], modules[site.norm]
-        if _may_have_partner(conv, norm):
+        if _may_have_partner(conv, norm, kind):
+            partners = SHAPES[kind](conv, norm)
             # in this order: the block holds the norm, and would lose it to the Identity
             replace_module(model, site.norm, nn.Identity().train(norm.training))
-            replace_module(model, name, PartnerConv2d(conv, norm, stage=site.stride))
+            replace_module(model, name, PartnerConv2d(conv, norm, stage=site.stride, partners=partners))
     if not partner_blocks(model):
         norms = {type(modules[site.norm]) for site in sites.values() if site.norm is not None}
         others = ", ".join(sorted(norm.__name__ for norm in norms - {nn.BatchNorm2d}))
         raise ValueError(
             f"nothing to grow in {type(model).__name__}: none of its {len(sites)} convolutions has a kernel of more "
             f"than 1 and less than {LARGEST_KERNEL + 1} and is followed by one BatchNorm2d of its own"
+            + ("" if kind == "same" else f", with the odd size and the padding that {kind} partners need")
             + (f" ({others} may hold an activation, which a sum of branches would misplace)" if others else "")
         )
     return model

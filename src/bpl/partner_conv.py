@@ -3,16 +3,32 @@
     y = sum_i BN_i(W_i * x + c_i)        i = 0 the block, i = 1 its partner
 
 In evaluation mode a batch normalisation is an affine map per channel, a convolution is linear, and both commute with a
-sum, so the whole block is one convolution (PAPERS section 1.2; `fold_norm`, `PartnerConv2d.fuse`).
+sum, so the whole block is one convolution (PAPERS section 1.2; `fold_norm`, `PartnerConv2d.fuse`). BPL's partner has
+the shape of its block; `bpl.partner_shapes` has others.
 """
 
 import copy
+import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-KINDS = ("same", "acnet", "dbb")
-GAMMA_START = 0.5  # of every branch, so that two fresh branches together have the scale of one (released code)
+
+def norm_as_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """A batch normalisation in evaluation mode as y = scale x + shift, per channel.
+
+    Args:
+        norm: batch normalisation of N channels, with running statistics.
+
+    Returns:
+        gamma / s and beta - mu gamma / s with s = sqrt(var + eps), (N,) each, in float64. Differentiable.
+    """
+    scale = (norm.running_var.double() + norm.eps).rsqrt()  # (N,)
+    if norm.affine:
+        scale = scale * norm.weight.double()
+    shift = -norm.running_mean.double() * scale  # (N,)
+    return scale, shift + norm.bias.double() if norm.affine else shift
 
 
 def fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -26,19 +42,40 @@ def fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
         The kernel W' = (gamma / s) W, (N, C, k, k), and the bias b' = beta + (c - mu) gamma / s, (N,), with
         s = sqrt(var + eps), both in float64. Differentiable.
     """
-    scale = (norm.running_var.double() + norm.eps).rsqrt()  # (N,)
-    if norm.affine:
-        scale = scale * norm.weight.double()
+    scale, shift = norm_as_affine(norm)
     kernel = conv.weight.double() * scale[:, None, None, None]  # (N, C, k, k)
-    shift = -norm.running_mean.double()
-    if conv.bias is not None:
-        shift = shift + conv.bias.double()
-    bias = shift * scale  # (N,)
-    return kernel, bias + norm.bias.double() if norm.affine else bias
+    return kernel, shift if conv.bias is None else shift + conv.bias.double() * scale
 
 
-class ConvNorm(nn.Module):
-    """A branch of a partner block: a convolution and the batch normalisation of its output.
+class Branch(nn.Module):
+    """A summand of a partner block: in evaluation mode one k x k convolution, in training any layers that make one."""
+
+    @property
+    def filters(self) -> list[nn.Conv2d]:
+        """The convolutions whose filters are the block's output channels, one filter each."""
+        raise NotImplementedError
+
+    @property
+    def readers(self) -> list[nn.Conv2d]:
+        """The convolutions that read the block's input channels."""
+        raise NotImplementedError
+
+    @property
+    def norms(self) -> list[nn.BatchNorm2d]:
+        """The batch normalisations of the block's output channels; the last one's output is the branch's."""
+        raise NotImplementedError
+
+    def kernel(self) -> Tensor:
+        """The weights as the optimiser sees them, as one kernel (N, C, k, k): batch normalisations left out."""
+        raise NotImplementedError
+
+    def kernel_and_bias(self) -> tuple[Tensor, Tensor]:
+        """The branch in evaluation mode as one kernel (N, C, k, k) and one bias (N,), float64."""
+        raise NotImplementedError
+
+
+class ConvNorm(Branch):
+    """A convolution and the batch normalisation of its output.
 
     Args:
         conv: the convolution.
@@ -50,40 +87,83 @@ class ConvNorm(nn.Module):
         self.conv = conv
         self.norm = norm
 
+    @property
+    def filters(self) -> list[nn.Conv2d]:
+        return [self.conv]
+
+    @property
+    def readers(self) -> list[nn.Conv2d]:
+        return [self.conv]
+
+    @property
+    def norms(self) -> list[nn.BatchNorm2d]:
+        return [self.norm]
+
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x))
 
+    def kernel(self) -> Tensor:
+        return self.conv.weight
+
     def kernel_and_bias(self) -> tuple[Tensor, Tensor]:
-        """The branch as one kernel (N, C, k, k) and one bias (N,), float64."""
         return fold_norm(self.conv, self.norm)
 
 
+def same_shape(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> list[Branch]:
+    """BPL's partner: a convolution of the block's own shape with fresh weights.
+
+    Args:
+        conv: the block's convolution.
+        norm: the batch normalisation of its output.
+    """
+    partner = ConvNorm(copy.deepcopy(conv), copy.deepcopy(norm))
+    nn.init.kaiming_normal_(partner.conv.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's networks
+    if partner.conv.bias is not None:
+        nn.init.zeros_(partner.conv.bias)
+    partner.norm.reset_parameters()
+    return [partner]
+
+
 class PartnerConv2d(nn.Module):
-    """A block and its partner: same-shaped convolutions, each with its own batch normalisation, outputs summed.
+    """A block and its partners: linear maps with a batch normalisation each, outputs summed.
 
     Stands where the convolution stood, under its name; an `nn.Identity` stands where its batch normalisation was.
+
+    The scales gamma of n branches start at 1 / sqrt(2 n): 0.5 for the two of the released code. Fresh branches are
+    independent, so their variances add, and a fresh block of any shape has the scale of a released one.
 
     Args:
         conv: the original convolution.
         norm: the original batch normalisation of its output.
         stage: label of the block's stage (its output stride), for the stage-wise diversity loss.
+        partners: the partner branches; None for one of the block's own shape.
     """
 
-    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, *, stage: int):
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, *, stage: int, partners: Sequence[Branch] | None = None):
         super().__init__()
-        partner = ConvNorm(copy.deepcopy(conv), copy.deepcopy(norm))
-        nn.init.kaiming_normal_(partner.conv.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's networks
-        if partner.conv.bias is not None:
-            nn.init.zeros_(partner.conv.bias)
-        partner.norm.reset_parameters()
-        self.branches = nn.ModuleList([ConvNorm(conv, norm), partner])
+        partners = same_shape(conv, norm) if partners is None else partners
+        self.branches = nn.ModuleList([ConvNorm(conv, norm), *partners])
         for branch in self.branches:
-            nn.init.constant_(branch.norm.weight, GAMMA_START)
-        for wrapper in (self, self.branches, *self.branches):  # the layers inside keep the mode they are in
-            wrapper.training = conv.training
+            nn.init.constant_(branch.norms[-1].weight, (2 * len(self.branches)) ** -0.5)
+        for wrapper in self.modules():
+            if not isinstance(wrapper, nn.Conv2d | nn.BatchNorm2d):  # the layers inside keep the mode they are in
+                wrapper.training = conv.training
         self.stage = stage
         self.keep_outputs = False  # in training mode, for the diversity losses on features
         self.outputs: list[Tensor] = []
+
+    # What masks and slimming ask of it.
+    @property
+    def filters(self) -> list[nn.Conv2d]:
+        return [conv for branch in self.branches for conv in branch.filters]
+
+    @property
+    def readers(self) -> list[nn.Conv2d]:
+        return [conv for branch in self.branches for conv in branch.readers]
+
+    @property
+    def norms(self) -> list[nn.BatchNorm2d]:
+        return [norm for branch in self.branches for norm in branch.norms]
 
     # What the channel analysis and the exporters ask of any convolution.
     @property
@@ -106,7 +186,7 @@ class PartnerConv2d(nn.Module):
         outputs = [branch(x) for branch in self.branches]  # each (B, N, H', W')
         if self.keep_outputs and self.training:
             self.outputs = outputs
-        return torch.stack(outputs).sum(0) if len(outputs) > 2 else outputs[0] + outputs[-1]
+        return functools.reduce(torch.add, outputs)
 
     def fuse(self) -> nn.Conv2d:
         """The one convolution with bias that computes the same in evaluation mode (W = sum W_i', b = sum b_i').

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bpl.checkpoint import delete_checkpoint
 from bpl.config import RunConfig
 from bpl.data import ImageSet, Split, load_images, make_split
 from bpl.export import load_model, save_model
@@ -64,13 +65,13 @@ def run(
         if path.exists() and not repeat:  # finished by another process meanwhile
             return load_record(path)
         if repeat:
-            checkpoint.unlink(missing_ok=True)
+            delete_checkpoint(checkpoint)
         dense = partial(dense_network, config, images, split, folder=folder, work=work, progress=progress)
         trained = train(config, images, split, checkpoint=checkpoint, dense=dense, progress=progress)
         record = make_record(config, images, split, trained)
         _save_shipped(trained, images, place)
         save_record(record, path)
-        checkpoint.unlink(missing_ok=True)
+        delete_checkpoint(checkpoint)
     return record
 
 
@@ -107,7 +108,7 @@ def dense_network(
             with only_here(place):  # recorded on another machine: only the network is made anew, not the record
                 trained = train(dense, images, split, checkpoint=place / "checkpoint.pt", progress=progress)
                 _save_shipped(trained, images, place)
-                (place / "checkpoint.pt").unlink(missing_ok=True)
+                delete_checkpoint(place / "checkpoint.pt")
         except RunBusy:
             time.sleep(1.0)  # another process is training it
     return load_model(shipped)

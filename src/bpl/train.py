@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from bpl.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from bpl.config import RunConfig
-from bpl.data import ImageSet, Split, augment, batches, normalise
+from bpl.data import ImageSet, Split, augment, batches, load_images, normalise
 from bpl.methods import REGISTRY, Batch, Material, Method, Training
 from bpl.models import build_model
 from bpl.schedule import SCHEDULES
@@ -107,6 +107,7 @@ def train(
         ValueError: the device is not there.
     """
     fabric = _fabric(config)
+    stored = _stored(config, images).to(fabric.device)
     images = images.to(fabric.device)
     torch.manual_seed(config.seed)
     if dense is None:
@@ -125,7 +126,7 @@ def train(
         model.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay, fused=True
     )
     training = Training(model, optimizer, epoch=0, epochs=config.epochs)
-    part, out = method.training_part(split.train), Trained(model, model, method)
+    to_train, out = method.training_part(split.train), Trained(model, model, method)
     if state is None:
         out.training_macs = method.macs_before()
     else:
@@ -140,7 +141,7 @@ def train(
         module = fabric.setup_module(training.model, move_to_device=False)
         if counted is not training.model:
             counted, macs = training.model, method.macs_per_image(training.model)
-        loss, seen = _epoch(config, images, part, training, module, method, fabric)
+        loss, seen = _epoch(config, stored, to_train, training, module, method, fabric)
         out.training_macs += macs * seen
         training.epoch += 1
         added = method.after_epoch(training)
@@ -169,6 +170,16 @@ def _train_dense(config: RunConfig, images: ImageSet, split: Split, progress: bo
     return train(config.dense(), images, split, progress=progress).small
 
 
+def _stored(config: RunConfig, images: ImageSet) -> ImageSet:
+    """The images that training crops are sampled from: finer than what the network sees, where the config says so."""
+    if config.stored_size == images.images.shape[-1]:
+        return images
+    stored = load_images(config.dataset, config.stored_size, config.data, progress=False)
+    if stored.files != images.files:
+        raise ValueError(f"the images of {images.name} changed between two readings: start again")
+    return stored
+
+
 def _fabric(config: RunConfig) -> Any:
     """Device and precision of a run."""
     if config.device == "cuda" and not torch.cuda.is_available():
@@ -193,7 +204,7 @@ def _epoch(
     method: Method,
     fabric: Any,
 ) -> tuple[float, int]:
-    """One pass over the training part; returns the mean loss and the number of images seen."""
+    """One pass over the training part of `images`; returns the mean loss and the number of images seen."""
     device = images.images.device
     torch.manual_seed(_seed_of(config.seed, training.epoch, 0))  # dropout
     chance = torch.Generator(device).manual_seed(_seed_of(config.seed, training.epoch, 1))

@@ -108,12 +108,12 @@ def augment(batch: torch.Tensor, policy: str, image_size: int, generator: torch.
         batch = torch.where(flipped, batch.flip(-1), batch)
     elif policy == "released":
         window = _released_windows(batch, generator)
-        batch = _sample_window(batch, *window, flip=_coin(batch, generator))
+        batch = _sample_window(batch, *window, image_size, flip=_coin(batch, generator))
     elif policy == "crop-flip":
         window = _square_windows(batch, generator)
-        batch = _sample_window(batch, *window, flip=_coin(batch, generator))
+        batch = _sample_window(batch, *window, image_size, flip=_coin(batch, generator))
     elif policy == "nadir":
-        batch = _shift_colours(_sample_turned(batch, generator), generator)
+        batch = _shift_colours(_sample_turned(batch, image_size, generator), generator)
     if batch.shape[-2:] != (image_size, image_size):
         batch = F.interpolate(batch, size=(image_size, image_size), mode="bilinear", antialias=True)
     return batch
@@ -166,10 +166,11 @@ def _sample_window(
     top: torch.Tensor,
     width: torch.Tensor,
     height: torch.Tensor,
+    image_size: int,
     *,
     flip: torch.Tensor,
 ) -> torch.Tensor:
-    """Stretch a window of every image over the whole image, mirrored where ``flip``; B x 3 x H x W."""
+    """Stretch a window of every image over the whole result, mirrored where ``flip``; B x 3 x size x size."""
     full_height, full_width = batch.shape[-2:]
     scale_x, scale_y = width / full_width, height / full_height
     centre_x = (2 * left + width) / full_width - 1  # -1..1 over the image, as grid_sample counts
@@ -177,7 +178,7 @@ def _sample_window(
     zero = torch.zeros_like(scale_x)
     rows_x = torch.stack([torch.where(flip, -scale_x, scale_x), zero, centre_x], dim=1)
     rows_y = torch.stack([zero, scale_y, centre_y], dim=1)
-    grid = F.affine_grid(torch.stack([rows_x, rows_y], dim=1), list(batch.shape), align_corners=False)
+    grid = _grid(rows_x, rows_y, batch, image_size)
     # Cropping first and resizing then, as torchvision does, never looks beyond the window's outermost pixel centres.
     centres = torch.stack([centre_x, centre_y], dim=1)[:, None, None, :]
     reach_x, reach_y = scale_x - 1 / full_width, scale_y - 1 / full_height
@@ -186,7 +187,7 @@ def _sample_window(
     return _sample(batch, grid, "border")
 
 
-def _sample_turned(batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _sample_turned(batch: torch.Tensor, image_size: int, generator: torch.Generator) -> torch.Tensor:
     """Both flips, a quarter turn, +-15 degrees and a window of 0.6..1 of the area, in one affine map per image."""
     side = _uniform(batch, generator, 0.6, 1).sqrt()
     quarter = (_uniform(batch, generator, 0, 4)).floor().clamp(max=3) * (math.pi / 2)
@@ -197,9 +198,15 @@ def _sample_turned(batch: torch.Tensor, generator: torch.Generator) -> torch.Ten
     cosine, sine = angle.cos() * side, angle.sin() * side
     rows_x = torch.stack([mirror_x * cosine, -mirror_y * sine, centre[:, 0]], dim=1)
     rows_y = torch.stack([mirror_x * sine, mirror_y * cosine, centre[:, 1]], dim=1)
-    grid = F.affine_grid(torch.stack([rows_x, rows_y], dim=1), list(batch.shape), align_corners=False)
+    grid = _grid(rows_x, rows_y, batch, image_size)
     # A turned window's corners may leave the image. Ground goes on there, so mirror it: black wedges would be learnt.
     return _sample(batch, grid, "reflection")
+
+
+def _grid(rows_x: torch.Tensor, rows_y: torch.Tensor, batch: torch.Tensor, image_size: int) -> torch.Tensor:
+    """Where to sample every image for a result of the given size: B x size x size x 2."""
+    size = [*batch.shape[:2], image_size, image_size]
+    return F.affine_grid(torch.stack([rows_x, rows_y], dim=1), size, align_corners=False)
 
 
 def _sample(batch: torch.Tensor, grid: torch.Tensor, padding: str) -> torch.Tensor:

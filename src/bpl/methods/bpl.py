@@ -21,7 +21,7 @@ class BPL(Pruned):
     """Partners in training, none in what ships."""
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        grown = grow_partners(model)
+        grown = grow_partners(model, self.config.partner)
         for block in partner_blocks(grown).values():
             block.keep_outputs = self.config.diversity_form.startswith("feature") and self.config.diversity_weight > 0
         return grown
@@ -42,6 +42,6 @@ class BPL(Pruned):
 
 @torch.no_grad()
 def partner_cosine(model: nn.Module) -> float:
-    """Mean over partner blocks of the cosine between the original's kernel and the partner's."""
+    """Mean over partner blocks of the cosine between the original's kernel and its partners' (their sum)."""
     values = [cosine(*(kernel.flatten() for kernel in raw_kernels(b))) for b in partner_blocks(model).values()]
     return float(torch.stack(values).mean())

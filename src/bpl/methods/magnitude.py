@@ -26,13 +26,14 @@ class Pruned(Method):
     """Ranks filters in training, freezes the ranking, ships the slimmed network.
 
     Args:
-        config: the run: `ratio`, `criterion`, `mask`, `mask_every`, `freeze_at`, `slim_at_freeze`, `scope`, `round_to`.
+        config: the run: `ratio`, `criterion`, `mask`, `mask_every`, `freeze_at`, `slim_at`, `scope`, `round_to`.
         material: not used.
     """
 
     def __init__(self, config: RunConfig, material: Material):
         super().__init__(config, material)
-        self.freeze_epoch = max(1, round(config.freeze_at * config.epochs))
+        self.freeze_epoch = config.freeze_epoch
+        self.slim_epoch = {"freeze": config.freeze_epoch, "none": None}.get(config.slim_at, config.slim_at)
         self.masks: dict[str, Tensor] | None = None
         self.frozen = False
         self.slimmed = False
@@ -47,6 +48,8 @@ class Pruned(Method):
     def after_epoch(self, training: Training) -> dict[str, float]:
         config, before = self.config, self.masks
         if self.frozen:
+            if training.epoch == self.slim_epoch:
+                self._shrink(training)
             return {"mask_changes": 0.0}
         if config.mask == "released":
             self._rank_as_released(training)
@@ -64,19 +67,22 @@ class Pruned(Method):
 
     def _freeze(self, training: Training) -> None:
         self.frozen = True
-        if self.config.slim_at_freeze:
-            shrink = partial(slim, masks=self.masks)
-            training.swap(shrink(training.model), shrink)
-            self.slimmed = True
+        if training.epoch == self.slim_epoch:
+            self._shrink(training)
         else:
             self._hold(training.model)
+
+    def _shrink(self, training: Training) -> None:
+        shrink = partial(slim, masks=self.masks)
+        training.swap(shrink(training.model), shrink)
+        self.slimmed, self._holder = True, None
 
     def _hold(self, model: nn.Module) -> None:
         self._holder = MaskHolder(model, self.masks, readers=True)  # a loss on kernels must not see dead weights
         self._holder.apply()
 
     def _rank_as_released(self, training: Training) -> None:
-        """The released code: zero the filters of both branches at every ranking, but hold only the original's."""
+        """The released code: zero the filters of all branches at every ranking, but hold only the original's."""
         if training.epoch % self.config.mask_every and training.epoch < training.epochs:
             return
         self.masks = self._rank(training.model)
@@ -117,7 +123,8 @@ class _OriginalFilters(MaskHolder):
 
     def __init__(self, model: nn.Module, masks: dict[str, Tensor]):
         super().__init__(model, masks, filters_only=True)
-        partners = {id(block.branches[1].conv.weight) for block in partner_blocks(model).values()}
+        blocks = partner_blocks(model).values()
+        partners = {id(conv.weight) for block in blocks for branch in block.branches[1:] for conv in branch.filters}
         kept = [i for i, tensor in enumerate(self.tensors) if id(tensor) not in partners]
         self.tensors = [self.tensors[i] for i in kept]
         self.masks = [self.masks[i] for i in kept]

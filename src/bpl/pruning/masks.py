@@ -4,6 +4,8 @@ Mask keys are the convolutions' names in the plain network; they stay the same a
 them. A mask is a bool tensor with one entry per filter, True = kept.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -15,13 +17,18 @@ SCOPES = ("inner", "all")
 
 
 def convs_of(module: nn.Module) -> list[nn.Conv2d]:
-    """The convolutions behind a mask key: one, or one per branch of a partner block."""
-    return [branch.conv for branch in module.branches] if isinstance(module, PartnerConv2d) else [module]
+    """The convolutions whose filters a mask key marks: one, or those of a partner block's branches."""
+    return module.filters if isinstance(module, PartnerConv2d) else [module]
+
+
+def readers_of(module: nn.Module) -> list[nn.Conv2d | nn.Linear]:
+    """The layers that read a module's input channels: itself, or the first ones of a partner block's branches."""
+    return module.readers if isinstance(module, PartnerConv2d) else [module]
 
 
 def norms_of(module: nn.Module) -> list[nn.BatchNorm2d]:
-    """The batch normalisations inside a partner block; none inside a plain convolution."""
-    return [branch.norm for branch in module.branches] if isinstance(module, PartnerConv2d) else []
+    """The batch normalisations of a partner block's output channels; none inside a plain convolution."""
+    return module.norms if isinstance(module, PartnerConv2d) else []
 
 
 def kept_filters(filters: int, ratio: float, round_to: int = 1) -> int:
@@ -105,28 +112,70 @@ def prune_masks(
     Raises:
         ValueError: ratio outside [0, 1), round_to below 1, unknown criterion or scope, or nothing that can be pruned.
     """
+    if criterion not in CRITERIA:
+        raise ValueError(f"unknown criterion {criterion!r}: allowed are {', '.join(CRITERIA)}")
+    graph = ChannelGraph(model)
+    generator = torch.Generator().manual_seed(seed)
+
+    def choose(channels: Channels, kept: int) -> Tensor:
+        return highest([CRITERIA[criterion](_filters_of(graph, name, generator)) for name in channels.convs], kept)
+
+    return choose_masks(graph, ratio, scope, round_to, choose)
+
+
+def highest(scores: list[Tensor], kept: int) -> Tensor:
+    """Keep the channels of highest score.
+
+    Args:
+        scores: one tensor (N,) for each convolution of a channel set, none negative; each is normalised to mean 1, and
+            the channel's score is the mean over the convolutions.
+        kept: how many channels stay; of equal ones the first.
+
+    Returns:
+        Bool tensor (N,), True = kept.
+    """
+    score = torch.stack([s / s.mean().clamp_min(1e-30) for s in scores]).mean(0)  # (N,)
+    mask = torch.zeros(len(score), dtype=torch.bool)
+    mask[score.argsort(descending=True, stable=True)[:kept]] = True
+    return mask
+
+
+def choose_masks(
+    graph: ChannelGraph,
+    ratio: float,
+    scope: str,
+    round_to: int,
+    choose: Callable[[Channels, int], Tensor],
+) -> dict[str, Tensor]:
+    """Masks of every prunable layer: how many filters stay is the same for all methods, which ones `choose` says.
+
+    Args:
+        graph: the network's channel analysis.
+        ratio: share of filters removed per layer, in [0, 1).
+        scope: ``inner`` or ``all``.
+        round_to: round the kept widths to the nearest multiple of this.
+        choose: from a channel set and the number of its channels that stay to a bool tensor (N,) on the CPU.
+
+    Returns:
+        Conv name in the plain network -> bool tensor (N,), in forward order; the convs of a set have the same mask.
+
+    Raises:
+        ValueError: ratio outside [0, 1), round_to below 1, unknown scope, or nothing that can be pruned.
+    """
     if not 0 <= ratio < 1:
         raise ValueError(f"ratio is {ratio}: the share of filters removed must be at least 0 and less than 1")
     if not isinstance(round_to, int) or round_to < 1:
         raise ValueError(f"round_to is {round_to!r}: it must be a whole number of at least 1")
-    if criterion not in CRITERIA:
-        raise ValueError(f"unknown criterion {criterion!r}: allowed are {', '.join(CRITERIA)}")
-    graph = ChannelGraph(model)
     sets = prunable_sets(graph, scope)
     if not sets:
         raise ValueError(
-            f"nothing to prune in {type(model).__name__} with scope {scope!r}: every channel is tied or fixed"
+            f"nothing to prune in {type(graph.model).__name__} with scope {scope!r}: every channel is tied or fixed"
         )
-    generator = torch.Generator().manual_seed(seed)
     masks: dict[str, Tensor] = {}
     for channels in sets:
-        scores = [CRITERIA[criterion](_filters_of(graph, name, generator)) for name in channels.convs]
-        score = torch.stack([s / s.mean().clamp_min(1e-30) for s in scores]).mean(0)  # (N,)
-        order = score.argsort(descending=True, stable=True)
-        mask = torch.zeros(channels.size, dtype=torch.bool)
-        mask[order[: kept_filters(channels.size, ratio, round_to)]] = True
+        mask = choose(channels, kept_filters(channels.size, ratio, round_to))
         masks |= {name: mask.clone() for name in channels.convs}
-    return {name: masks[name] for name in graph.sites if name in masks}  # forward order
+    return {name: masks[name] for name in graph.sites if name in masks}
 
 
 def check_masks(graph: ChannelGraph, masks: dict[str, Tensor]) -> None:
@@ -220,8 +269,7 @@ class MaskHolder:
                 hold(norm.weight, kept)
                 hold(norm.bias, kept)
             for name, features in channels.readers if readers else []:
-                module = model.get_submodule(name)
-                for layer in [module] if isinstance(module, nn.Linear) else convs_of(module):
+                for layer in readers_of(model.get_submodule(name)):
                     hold(layer.weight, kept.repeat_interleave(features), dim=1)
 
     @torch.no_grad()
@@ -248,7 +296,7 @@ class MaskHolder:
 
 
 def apply_masks(model: nn.Module, masks: dict[str, Tensor]) -> nn.Module:
-    """Zero the pruned filters, and the batch normalisation gamma and beta behind them, of both branches, in place.
+    """Zero the pruned filters, and the batch normalisation gamma and beta behind them, of all branches, in place.
 
     Args:
         model: a network, with or without partners.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bpl.channels import ChannelGraph
-from bpl.pruning.masks import MaskHolder, convs_of, norms_of, removable
+from bpl.pruning.masks import MaskHolder, convs_of, norms_of, readers_of, removable
 
 
 def _take(parameter: nn.Parameter | None, index: Tensor, dim: int) -> nn.Parameter | None:
@@ -85,7 +85,6 @@ def slim(model: nn.Module, masks: dict[str, Tensor]) -> nn.Module:
         for name, features in channels.readers:
             per_channel = torch.arange(features)
             columns = (index[:, None] * features + per_channel).flatten()  # a channel's features lie side by side
-            module = small.get_submodule(name)
-            for layer in [module] if isinstance(module, nn.Linear) else convs_of(module):
+            for layer in readers_of(small.get_submodule(name)):
                 keep_inputs(layer, columns)
     return small

@@ -3,9 +3,9 @@
 from bpl.report.claims import Claim, claim
 from bpl.report.curves import curves
 from bpl.report.display import Drawing, Markdown
-from bpl.report.figures import difference_to_dense, tradeoff
-from bpl.report.rows import ReportError, Row, collect, control, find, group, lacking
-from bpl.report.sentences import answer, beside_claim, complete, diversity
+from bpl.report.figures import difference_to_dense, price, tradeoff
+from bpl.report.rows import ReportError, Row, collect, control, find, group, lacking, of_method
+from bpl.report.sentences import answer, beside_claim, complete, diversity, ranking
 from bpl.report.statistics import Difference, Summary, bootstrap_interval, paired_difference, summarise
 from bpl.report.tables import accuracy_table, cost_table
 
@@ -32,7 +32,10 @@ __all__ = [
     "find",
     "group",
     "lacking",
+    "of_method",
     "paired_difference",
+    "price",
+    "ranking",
     "summarise",
     "tradeoff",
 ]

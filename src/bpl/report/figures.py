@@ -75,6 +75,38 @@ def difference_to_dense(rows: list[Row], claim: Claim | None = None) -> Drawing 
     return drawing(figure, "difference to the dense network against MACs removed, and the paper's claim")
 
 
+def price(rows: list[Row], ratio: float) -> Drawing | Markdown:
+    """Top-1 against what the training cost, for the rows of one ratio.
+
+    Args:
+        rows: the rows of one table, the dense network among them.
+        ratio: the pruning ratio whose rows are drawn.
+
+    Returns:
+        The figure; one sentence where nothing is recorded.
+    """
+    shown = [(row, control(rows, row, "dense")) for row in rows if row.method != "dense" and row.ratio == ratio]
+    shown = [(row, dense) for row, dense in shown if dense is not None]
+    if not shown:
+        return Markdown(NO_RECORDS)
+    figure, axes = new_axes()
+    ends = []
+    for row, dense in shown:
+        cost, summary, colour = row.training_macs / dense.training_macs, row.accuracy, COLOURS.get(row.method, GREY)
+        if summary.low is not None:
+            axes.plot([cost, cost], [summary.low, summary.high], color=colour, linewidth=1.4, solid_capstyle="butt")
+        filled = colour if row.is_default else "white"
+        axes.plot(
+            cost, summary.mean, MARKERS.get(row.method, "o"), color=colour, markerfacecolor=filled, markersize=6.5
+        )
+        ends.append((cost, summary.mean, colour, row.label))
+    axes.set_xlim(0, 1.1 * max(cost for cost, *_ in ends))
+    label_at_right(axes, ends)
+    axes.set_xlabel("MACs of the training, multiple of the dense network's")
+    axes.set_ylabel("Top-1 on the test part, %")
+    return drawing(figure, "top-1 against the cost of training, one point a row with its 95 % interval")
+
+
 def _draw_points(
     axes: "Axes", points: list[tuple[Row, float, float | None, float | None]]
 ) -> list[tuple[float, float, str, str]]:

@@ -16,9 +16,16 @@ LABELS = {
     "dense": "Dense",
     "scratch": "Narrow, from scratch",
     "bpl": "BPL",
+    "compact_kd": "Compact KD",
+    "oed": "OED",
+    "fcs_mlft": "FCS-MLFT",
+    "ddsl": "DDSL",
+    "kd": "Plain KD",
+    "self_kd": "Self-distillation",
     "sfp": "SFP",
     "fpgm": "FPGM",
     "l1": "L1 norm",
+    "hrank": "HRank",
     "random": "Random filters",
 }
 _NOT_VARIANT = ("seed", "device", "data", "tier")  # of these a row's records may differ
@@ -26,8 +33,8 @@ _NOT_VARIANT = ("seed", "device", "data", "tier")  # of these a row's records ma
 _COMMON = ("dataset", "split", "arch", "width", "image_size")
 # Of these a row and its control must agree: they say how long and how a network was trained.
 _PROTOCOL = (
-    "epochs", "batch_size", "schedule", "learning_rate", "momentum", "weight_decay", "label_smoothing", "augmentation",
-    "precision",
+    "epochs", "stored_size", "batch_size", "schedule", "learning_rate", "momentum", "weight_decay", "label_smoothing",
+    "augmentation", "precision",
 )  # fmt: skip
 
 
@@ -270,10 +277,24 @@ def control(rows: list[Row], row: Row, method: str) -> Row | None:
         other
         for other in rows
         if other.method == method
-        and (method == "dense" or (other.ratio, other.config["scope"]) == (row.ratio, row.config["scope"]))
+        and (method == "dense" or (other.ratio, other.config["scope"]) == (row.ratio, row.config["scope"] or "inner"))
         and all(other.config[name] == row.config[name] for name in _PROTOCOL)
     ]
     return found[0] if len(found) == 1 else None
+
+
+def of_method(rows: list[Row], method: str) -> list[Row]:
+    """The rows of one method with its controls: the dense network, and the narrow one from scratch at the same ratios.
+
+    Args:
+        rows: the rows of one table.
+        method: name of the method.
+
+    Returns:
+        Some of the rows, in their order.
+    """
+    ratios = {row.ratio for row in rows if row.method == method}
+    return [row for row in rows if row.method in ("dense", method) or (row.method == "scratch" and row.ratio in ratios)]
 
 
 def lacking(configs: Iterable[RunConfig], source: str = "real", folder: Path | None = None) -> list[RunConfig]:

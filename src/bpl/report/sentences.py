@@ -73,6 +73,46 @@ def answer(rows: list[Row], method: str = "bpl") -> Markdown:
     return Markdown(" ".join(sentences))
 
 
+def ranking(rows: list[Row]) -> Markdown:
+    """What each method is worth against the narrow network from scratch, by ratio.
+
+    Args:
+        rows: the recorded rows of the page's tables.
+
+    Returns:
+        Markdown, one item a ratio; one sentence where no ratio has a control.
+    """
+    items = []
+    for ratio in sorted({row.ratio for row in rows if row.method != "dense"}, reverse=True):
+        scratch = find(rows, "scratch", ratio)
+        if scratch is None:
+            continue
+        better, worse, alike, alone = [], [], [], []
+        for row in rows:
+            if row.ratio != ratio or row.method in ("dense", "scratch"):
+                continue
+            value = row.difference(control(rows, row, "scratch"))
+            if value is None or value.low is None:
+                alone.append(row.label)
+            elif not value.beyond_chance:
+                alike.append((value.mean, row.label))
+            else:
+                (better if value.mean > 0 else worse).append((value.mean, row.label))
+        groups = (("better beyond chance", better), ("worse beyond chance", worse), ("no difference shown", alike))
+        parts = [
+            f"{name}: {', '.join(f'{label} ({points(mean)})' for mean, label in sorted(members, reverse=True))}"
+            for name, members in groups
+            if members
+        ]
+        if alone:
+            parts.append(f"too few seeds to say: {', '.join(alone)}")
+        items.append(
+            f"- **{percent_change(-scratch.macs_reduction)} % MACs** (ratio {ratio:g}), against the narrow network "
+            f"from scratch at {accuracy(scratch.accuracy)}: {'; '.join(parts) or 'nothing else is recorded'}."
+        )
+    return Markdown("\n".join(items) or NO_RECORDS)
+
+
 def diversity(rows: list[Row]) -> Markdown:
     """What the diversity loss adds to BPL, by ratio.
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette; markers differ too, so that no reading depends on colour alone.
+# Okabe and Ito's palette, then Tol's muted one; markers differ too, so that no reading depends on colour alone.
 COLOURS = {
     "bpl": "#D55E00",
     "scratch": "#0072B2",
@@ -18,8 +18,18 @@ COLOURS = {
     "fpgm": "#CC79A7",
     "l1": "#E69F00",
     "random": "#666666",
+    "hrank": "#999933",
+    "kd": "#332288",
+    "self_kd": "#882255",
+    "compact_kd": "#117733",
+    "oed": "#AA4499",
+    "fcs_mlft": "#CC6677",
+    "ddsl": "#44AA99",
 }
-MARKERS = {"bpl": "o", "scratch": "s", "dense": "D", "sfp": "^", "fpgm": "v", "l1": "P", "random": "X"}
+MARKERS = {
+    "bpl": "o", "scratch": "s", "dense": "D", "sfp": "^", "fpgm": "v", "l1": "P", "random": "X", "hrank": "d",
+    "kd": "<", "self_kd": ">", "compact_kd": "p", "oed": "h", "fcs_mlft": "8", "ddsl": "*",
+}  # fmt: skip
 SERIES = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#666666")  # where colours are not methods
 GREY = "#555555"
 _SETTINGS = {

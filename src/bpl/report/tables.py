@@ -10,13 +10,16 @@ from bpl.report.statistics import Difference
 MISSING = "–"
 
 
-def accuracy_table(rows: list[Row], caption: str, name: str, *, sources: bool = True) -> Markdown:
+def accuracy_table(
+    rows: list[Row], caption: str, name: str, *, training: bool = False, sources: bool = True
+) -> Markdown:
     """Accuracy against cost, one line a row.
 
     Args:
         rows: the rows of one table.
         caption: what the table shows.
         name: label for cross-references, such as "tab-ucm-accuracy"; it must be unique in the book.
+        training: add what the training cost, relative to the dense network's.
         sources: add the commands and records behind a toggle.
 
     Returns:
@@ -36,6 +39,10 @@ def accuracy_table(rows: list[Row], caption: str, name: str, *, sources: bool = 
         ]
         for row in rows
     ]
+    if training:
+        header.insert(3, "Training")
+        for row, line in zip(rows, lines, strict=True):
+            line.insert(3, _training(rows, row))
     return _finish(rows, header, lines, caption, name, sources)
 
 
@@ -54,13 +61,12 @@ def cost_table(rows: list[Row], caption: str, name: str, *, sources: bool = True
     header = ["Method", "Ratio", "Parameters, %", "Training MACs", "Latency", "Best validation", "Best test"]
     lines = []
     for row in rows:
-        dense = control(rows, row, "dense")
         lines.append(
             [
                 row.label,
                 _ratio(row),
                 percent_change(-row.params_reduction),
-                MISSING if dense is None else f"{row.training_macs / dense.training_macs:.2f} ×",
+                _training(rows, row),
                 f"{row.relative_latency:.2f} ×",
                 spread(row.summary("test_at_best_validation")),
                 spread(row.summary("best_test")),
@@ -97,6 +103,12 @@ def _provenance(rows: list[Row]) -> str:
         f"{all_of('threads')} threads); digest of the library's source: {all_of('source')}; of the images: "
         f"{', '.join(sorted({record.data['digest'][:16] for record in records}))}."
     )
+
+
+def _training(rows: list[Row], row: Row) -> str:
+    """Multiply-accumulates of the row's training, as a multiple of the dense network's."""
+    dense = control(rows, row, "dense")
+    return MISSING if dense is None else f"{row.training_macs / dense.training_macs:.2f} ×"
 
 
 def _ratio(row: Row) -> str:
