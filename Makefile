@@ -8,6 +8,8 @@ PYTHON ?=
 # The knobs of `make reproduce`: RATIO=0.5, ARGS="-p seed 3 -p method sfp".
 RATIO ?= 0.7
 ARGS ?=
+# The run that `make demo` takes its network from; the one that workflow/demo.py names when empty.
+RUN ?=
 # Options for pytest: `make test PYTEST="-k fuse -x"`.
 PYTEST ?=
 
@@ -31,7 +33,7 @@ endif
 export OMP_WAIT_POLICY := passive
 unexport JUPYTER_PATH PYTHONHOME PYTHONPATH
 
-.PHONY: help setup reproduce test test-long book notebooks clean
+.PHONY: help setup reproduce test test-long book notebooks demo clean
 
 help:
 	@echo 'make reproduce   run notebooks/ucm.ipynb at one pruning ratio and build the book with that run in it'
@@ -40,6 +42,7 @@ help:
 	@echo 'make test-long   the tests that take minutes'
 	@echo 'make book        build the book from the committed notebooks, warnings being errors'
 	@echo 'make notebooks   execute the committed notebooks anew, after a change of the library or of records'
+	@echo 'make demo        make the demo network of bpl predict anew, from a recorded run on real images (RUN=its name)'
 	@echo 'make setup       only make the environment in $(VENV)'
 	@echo 'make clean       remove _build: the book, your executed notebooks, checkpoints of unfinished runs'
 
@@ -99,6 +102,10 @@ book: setup
 notebooks: setup
 	@echo '==> Executing the notebooks anew, on drawn scenes and the recorded runs'
 	@$(PY) book/refresh.py
+
+demo: setup
+	@echo '==> Making the demo network that comes with the library'
+	@$(PY) workflow/demo.py $(RUN)
 
 clean:
 	@rm -rf _build

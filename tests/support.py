@@ -15,10 +15,12 @@ from PIL import Image
 from bpl.config import RunConfig
 from bpl.data import load_images, make_split
 from bpl.measure import Latency
+from bpl.methods import REGISTRY
 from bpl.records import Record
 from bpl.train import Trained, train
 
 run_module = importlib.import_module("bpl.run")  # `bpl.run` is the function of that name
+train_module = importlib.import_module("bpl.train")
 
 SMALL = {
     "arch": "resnet18",
@@ -86,6 +88,27 @@ def trained(config: RunConfig, *, relabel=None, **options) -> Trained:
     if relabel is not None:
         images = dataclasses.replace(images, labels=relabel(images.labels.clone(), split))
     return train(config, images, split, progress=False, **options)
+
+
+def interrupted(config: RunConfig, step: int, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Trained:
+    """Train with a checkpoint after every epoch up to an optimiser step, stop there, and go on from the checkpoint."""
+    method = REGISTRY[config.method]
+    after_step, left = method.after_step, step
+
+    def stop(self, training) -> None:
+        nonlocal left
+        after_step(self, training)
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "CHECKPOINT_SECONDS", -1.0)
+        patch.setattr(method, "after_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            trained(config, checkpoint=checkpoint)
+    assert checkpoint.exists()
+    return trained(config, checkpoint=checkpoint)
 
 
 def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:

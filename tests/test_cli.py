@@ -130,7 +130,7 @@ def test_a_bad_value_gives_one_sentence_with_the_value_and_what_is_allowed(bpl, 
     [
         (["--ratio", "seventy"], ["ratio", "seventy"]),
         (["--epochs", "1.5"], ["epochs", "1.5"]),
-        (["--slim-at-freeze", "perhaps"], ["slim-at-freeze", "perhaps"]),
+        (["--mask-every", "perhaps"], ["mask-every", "perhaps"]),
         (["--ration", "0.5"], ["--ration"]),
     ],
     ids=lambda value: " ".join(value[:2]),

@@ -13,7 +13,7 @@ from bpl.data import load_images, make_split
 from bpl.diversity import FORMS
 from bpl.measure import count_macs
 from bpl.methods import REGISTRY, Training
-from bpl.methods.magnitude import Pruned, _share_changed
+from bpl.methods.magnitude import Pruned, share_changed
 from bpl.models import build_model
 from bpl.partner import partner_blocks
 from bpl.pruning import prune_masks, slim
@@ -103,9 +103,9 @@ def test_the_freeze_falls_on_its_share_of_the_epochs(tree, freeze_at, first_at_s
 def test_the_share_of_changed_masks_counts_newly_pruned_filters():
     one = {"a": torch.tensor([True, False, True, False])}
     other = {"a": torch.tensor([False, False, True, True])}
-    assert _share_changed(one, other) == 0.5
-    assert _share_changed(one, one) == 0
-    assert _share_changed(None, one) == 0
+    assert share_changed(one, other) == 0.5
+    assert share_changed(one, one) == 0
+    assert share_changed(None, one) == 0
 
 
 # -- the network made smaller under way ---------------------------------------------------------------------------

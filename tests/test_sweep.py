@@ -46,7 +46,7 @@ def started(monkeypatch):
 
     configs = Started()
 
-    def run(config, *, folder=None, work=None, progress=True):
+    def run(config, *, folder=None, **_):
         configs.append(config)
         configs.act(config)
         record = made_up_record(config, seconds=configs.seconds)

@@ -8,7 +8,7 @@ and takes the final name only then.
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 Buffer = bytes | bytearray | memoryview
@@ -25,25 +25,49 @@ def write_atomic(path: str | Path, data: Buffer | Iterable[Buffer]) -> None:
     Raises:
         OSError: The folder is missing or read-only, or the disk is full.
     """
-    path = Path(path)
-    buffers = (data,) if isinstance(data, Buffer) else data
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    write_together({Path(path): data})
+
+
+def write_together(files: Mapping[Path, Buffer | Iterable[Buffer]]) -> None:
+    """Write several files that belong together, such as a model's weights and their description.
+
+    All of them are on the disk before the first one takes its name, so that a full disk leaves the old ones as they
+    were, and no file is left without the others.
+
+    Args:
+        files: Path -> content, as for `write_atomic`; the folders must exist.
+
+    Raises:
+        OSError: A folder is missing or read-only, or the disk is full.
+    """
+    staged: dict[Path, str] = {}
+    path = None
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            for buffer in buffers:
-                file.write(buffer)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes the file private; give it the mode an ordinary open() would have given.
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        for path, data in files.items():
+            descriptor, staged[path] = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+            _fill(descriptor, (data,) if isinstance(data, Buffer) else data)
+            # mkstemp makes the file private; give it the mode an ordinary open() would have given.
+            os.chmod(staged[path], 0o666 & ~_umask())
+        for path, temporary in staged.items():
+            os.replace(temporary, path)
     except BaseException as error:  # KeyboardInterrupt included: nothing half-written stays
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
+        for temporary in staged.values():
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # "No space left on device" alone does not say where
         raise
-    _sync_folder(path.parent)
+    for folder in {path.parent for path in files}:
+        _sync_folder(folder)
+
+
+def _fill(descriptor: int, buffers: Iterable[Buffer]) -> None:
+    """Write buffers to an open file, flush them to the disk and close it."""
+    with os.fdopen(descriptor, "wb") as file:
+        for buffer in buffers:
+            file.write(buffer)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _umask() -> int:

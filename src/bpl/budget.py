@@ -7,6 +7,7 @@ from torch import nn
 from bpl.measure import count_macs, count_params
 
 COSTS = ("macs", "params")
+TARGETS = ("latency", *COSTS)  # a latency is measured, not counted (`bpl.hardware`)
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,8 @@ class Budget:
     """What a smaller network may cost.
 
     Attributes:
-        cost: what is counted: "macs" (multiply-accumulates of convolutions and linear layers) or "params".
+        cost: what is counted: "macs" (multiply-accumulates of convolutions and linear layers) or "params"; "latency"
+            for a target that is measured.
         share: share of the dense network's cost that may stay, in (0, 1).
     """
 
@@ -22,8 +24,13 @@ class Budget:
     share: float
 
     @classmethod
-    def parse(cls, text: str) -> "Budget":
+    def parse(cls, text: str, what: str = "budget", costs: tuple[str, ...] = COSTS) -> "Budget":
         """Read a budget such as ``macs:0.26`` or ``params:0.3``.
+
+        Args:
+            text: the cost, a colon, and the share that stays.
+            what: what it is called, for messages.
+            costs: the costs that are allowed.
 
         Raises:
             ValueError: another form, an unknown cost, or a share outside (0, 1).
@@ -33,10 +40,11 @@ class Budget:
             share = float(number)
         except ValueError:
             share = 0.0
-        if not colon or cost not in COSTS or not 0 < share < 1:
+        if not colon or cost not in costs or not 0 < share < 1:
+            forms = " or ".join(f"{cost}:SHARE" for cost in costs)
             raise ValueError(
-                f"budget is {text!r}: it must be macs:SHARE or params:SHARE with a share that stays, above 0 and below "
-                "1, such as macs:0.26"
+                f"{what} is {text!r}: it must be {forms} with a share that stays, above 0 and below 1, such as "
+                f"{costs[0]}:0.26"
             )
         return cls(cost, share)
 

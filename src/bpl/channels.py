@@ -11,6 +11,7 @@ reader would see a constant, so these channels are marked frozen, with the reaso
 """
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -103,7 +104,29 @@ class _Value:
 
 
 class _Tracer(fx.Tracer):
-    """Leaves convolutions, normalisations, linear layers (and their subclasses) and partner blocks whole."""
+    """Leaves convolutions, normalisations, linear layers (and their subclasses) and partner blocks whole.
+
+    A part whose own forward pass cannot be traced (the head of timm's VGG branches on the size of its input) is left
+    whole too: nothing is known of what it does, so the channels that it reads stay, and all others may go.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.closed: dict[str, str] = {}  # name of such a part -> why it cannot be traced
+
+    def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> object:
+        nodes, depth = len(self.graph.nodes), len(self.module_stack)
+        try:
+            return super().call_module(module, forward, args, kwargs)
+        except Exception as error:  # whatever the traced code raises on a proxy
+            for node in list(self.graph.nodes)[nodes:][::-1]:
+                self.graph.erase_node(node)
+            while len(self.module_stack) > depth:
+                self.module_stack.popitem()
+            name = self.path_of_module(module)
+            self.closed = {part: why for part, why in self.closed.items() if not part.startswith(f"{name}.")}
+            self.closed[name] = _in_one_line(error)
+            return self.create_proxy("call_module", name, args, kwargs)
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         whole = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, PartnerConv2d)
@@ -123,6 +146,7 @@ class ChannelGraph:
         traced: the operations of the forward pass; convolutions, normalisations and linear layers are one each.
         calls: name of a normalisation or a module with parameters -> how many times the forward pass uses it or,
             through another module that has the same parameter, its weights.
+        closed: name of a module whose own forward pass cannot be traced -> why: it is left as it is.
 
     Raises:
         ValueError: the network cannot be traced (its forward branches on data).
@@ -130,13 +154,15 @@ class ChannelGraph:
 
     def __init__(self, model: nn.Module):
         self.model = model
+        tracer = _Tracer()
         try:
-            self.traced = _Tracer().trace(model)
+            self.traced = tracer.trace(model)
         except Exception as error:  # torch.fx raises whatever the traced code raises on a proxy
             raise ValueError(
                 f"cannot trace {type(model).__name__}: its forward pass must not branch on tensor values "
-                f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})"
+                f"({_in_one_line(error)})"
             ) from error
+        self.closed = tracer.closed
         self._modules = dict(model.named_modules())
         self._merged_into: dict[int, Channels] = {}
         self._all: list[Channels] = []
@@ -146,6 +172,12 @@ class ChannelGraph:
         self._walk()
         self.of_conv = {name: self._find(channels) for name, channels in self._value_of_conv.items()}
         self.sets = [channels for channels in self._all if id(channels) not in self._merged_into]
+
+    def what_is_closed(self) -> str:
+        """The end of an error message that says which parts could not be looked into; empty where there are none."""
+        if not self.closed:
+            return ""
+        return "; " + ", ".join(f"{name!r} cannot be traced ({why})" for name, why in self.closed.items())
 
     # -- union-find over channel sets -----------------------------------------------------------------------------
     def _new(self, size: int, frozen: str | None = None) -> Channels:
@@ -349,6 +381,10 @@ class ChannelGraph:
         channels.tied |= added
         zero = (one.zero and other.zero) if added else (one.zero or other.zero)
         return _Value(channels, zero, stride, max(one.rank, other.rank))
+
+
+def _in_one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
 
 
 def _first(number: int | tuple[int, ...]) -> int:

@@ -1,22 +1,20 @@
-"""The command line: ``bpl run``, ``bpl sweep``, ``bpl data``, ``bpl export``.
+"""The command line: ``bpl run``, ``sweep``, ``data``, ``records``, ``export``, ``predict`` and ``bench``.
 
-Exit codes: 0 done, 1 a run failed (disk full, loss not finite), 2 bad input (one sentence on standard error).
+Exit codes: 0 done, 1 a run failed (disk full, loss not finite) or an image could not be read, 2 bad input (one
+sentence on standard error).
 """
 
 import dataclasses
+import io
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from bpl.config import RunConfig
+from bpl.words import Positional, read
 
-Positional = tyro.conf.Positional
-
-# The fields of RunConfig without its checks: tyro only reads the words, and the config itself says what is wrong with
-# a value, in one sentence instead of a box.
+# The fields of RunConfig without its checks: the words are only read here, and the config itself says what is wrong
+# with a value.
 _Fields = dataclasses.make_dataclass(
     "RunFields", [(f.name, f.type, dataclasses.field(default=f.default)) for f in dataclasses.fields(RunConfig)]
 )
@@ -27,7 +25,7 @@ _Fields.__doc__ = RunConfig.__doc__
 class Run:
     """Run one config to its record; a recorded run is only shown."""
 
-    config: tyro.conf.OmitArgPrefixes[_Fields]
+    config: _Fields
     out: Path | None = None
     """Results folder; data/results of the checkout where not given."""
     repeat: bool = False
@@ -55,13 +53,23 @@ class SweepGrid:
     """Run what a grid still lacks, most valuable first."""
 
     grid: Positional[Path]
-    """YAML file with the runs."""
+    """YAML or JSON file with the runs."""
+    jobs: int = 1
+    """Runs beside each other: on a GPU when one does not fill it; on a CPU they divide the cores."""
     time_budget: str | None = None
     """Stop before this is over: 90s, 25m, 2h."""
     out: Path | None = None
     """Results folder; data/results of the checkout where not given."""
     work: Path | None = None
     """Folder for checkpoints and shipped networks; _build/runs of the checkout where not given."""
+    bundle: Path | None = None
+    """A .zip file to keep all records of the results folder in, written anew after every run."""
+    compile: str | None = None
+    """For all runs off, default, reduce-overhead or max-autotune, whatever the grid says."""
+    estimate: bool = False
+    """Only say how much computation the runs that are lacking are, and how long a GPU may take."""
+    price: float | None = None
+    """With --estimate: what an hour of the GPU costs, in any currency."""
     quiet: bool = False
     """No progress bars."""
 
@@ -70,7 +78,22 @@ class SweepGrid:
 
         budget = None if self.time_budget is None else seconds_of(self.time_budget)
         configs = load_grid(self.grid)
-        done = sweep(configs, folder=self.out, work=self.work, budget=budget, progress=not self.quiet)
+        if self.compile is not None:
+            configs = [dataclasses.replace(config, compile=self.compile) for config in configs]
+        if self.estimate:
+            from bpl.estimate import estimate
+
+            print(estimate(configs, self.price))
+            return 0
+        done = sweep(
+            configs,
+            folder=self.out,
+            work=self.work,
+            budget=budget,
+            jobs=self.jobs,
+            bundle=self.bundle,
+            progress=not self.quiet,
+        )
         estimate = "" if not done.left or done.estimate is None else f", about {done.estimate / 60:.0f} min"
         print(
             f"{len(configs)} runs: {done.done} recorded before, {done.ran} run now, {len(done.failed)} failed, "
@@ -81,17 +104,26 @@ class SweepGrid:
 
 @dataclass
 class Data:
-    """Show the data sets and where their images were found; with --download fetch one."""
+    """Show the data sets and where their images were found; fetch one, or pack one into a file."""
 
     download: str | None = None
     """Name of a data set to download into --root."""
     root: Path = Path("data")
     """Folder to download into."""
+    pack: str | None = None
+    """Name of a data set to write into the file --to: one file that is a data root itself."""
+    to: Path | None = None
+    """With --pack: the .zip file."""
 
     def __call__(self) -> int:
-        from bpl.data import CARDS, download
+        from bpl.data import CARDS, download, pack_images
         from bpl.data.folders import find_folder, roots
 
+        if (self.pack is None) != (self.to is None):
+            raise ValueError("--pack NAME and --to FILE.zip go together")
+        if self.pack is not None:
+            print(pack_images(self.pack, self.to))
+            return 0
         if self.download is not None:
             print(download(self.download, self.root))
             return 0
@@ -104,29 +136,160 @@ class Data:
 
 @dataclass
 class Export:
-    """Write a run's shipped network as ONNX beside its safetensors."""
+    """Write a run's network as ONNX, checked on its test images, and with --int8 an 8-bit version of it."""
 
-    model: Positional[Path]
-    """The network's safetensors file, as `bpl run` leaves it."""
-    onnx: Path | None = None
-    """File to write; the model's name with .onnx where not given."""
+    run: Positional[str]
+    """The run's name, its record, its folder, or a network's safetensors file; demo for the one that comes with bpl."""
+    out: Path | None = None
+    """Folder to write to; the network's own where not given."""
+    int8: bool = False
+    """Quantise to 8 bits too, calibrated on training images."""
+    data: str = "auto"
+    """Where real images are looked for: auto, or a data root."""
+    work: Path | None = None
+    """Folder of the runs' networks; _build/runs of the checkout where not given."""
 
     def __call__(self) -> int:
-        from bpl.export import ModelFileError, export_onnx, load_model, read_description
+        from bpl.deploy import export
+        from bpl.shipped import find_shipped
 
-        arch = read_description(self.model)["arch"]
-        if arch is None:
-            raise ModelFileError(f"{self.model} names no network of build_model: export it from Python")
-        print(export_onnx(load_model(self.model), self.onnx or self.model.with_suffix(".onnx"), arch["image_size"]))
+        exported = export(find_shipped(self.run, work=self.work), out=self.out, int8=self.int8, data=self.data)
+        report = exported.report
+        print(f"checked on {report['checked_on']}")
+        for kind in ("onnx", "int8"):
+            if kind in report:
+                check = report[kind]
+                accuracy = f", top-1 {report['accuracy'][kind]:.2f} %" if "accuracy" in report else ""
+                print(
+                    f"  {kind}: {check['bytes']:,} bytes, class as PyTorch's on {100 * check['same_top1']:.2f} %, "
+                    f"logits within {check['largest_difference']:.1e}{accuracy}"
+                )
+        if "accuracy" in report:
+            print(f"  the run's record says {report['accuracy']['record']:.2f} %")
+        for file in exported.files:
+            print(file)
         return 0
 
 
-_Command = (
-    Annotated[Run, tyro.conf.subcommand("run", prefix_name=False)]
-    | Annotated[SweepGrid, tyro.conf.subcommand("sweep", prefix_name=False)]
-    | Annotated[Data, tyro.conf.subcommand("data", prefix_name=False)]
-    | Annotated[Export, tyro.conf.subcommand("export", prefix_name=False)]
-)
+@dataclass
+class Predict:
+    """Classify image files: a CSV line for each, with the five most probable classes."""
+
+    model: Positional[str]
+    """demo, an ONNX file that bpl export wrote, or what bpl export takes: a run's name, record, folder or file."""
+    images: Positional[tuple[Path, ...]]
+    """Image files, and folders to search for them."""
+    csv: Path | None = None
+    """File to write the lines to; standard output where not given."""
+    batch_size: int = 64
+    """Images at once."""
+    work: Path | None = None
+    """Folder of the runs' networks; _build/runs of the checkout where not given."""
+
+    def __call__(self) -> int:
+        from bpl.atomic import write_atomic
+        from bpl.predict import classify, find_images, load_classifier, write_table
+
+        if self.csv is not None and not self.csv.absolute().parent.is_dir():
+            raise ValueError(f"--csv is {self.csv}: its folder does not exist")
+        classifier = load_classifier(self.model, work=self.work)
+        files = find_images(self.images)
+        predictions = classify(classifier, files, self.batch_size)
+        if self.csv is None:
+            sys.stdout.reconfigure(errors="surrogateescape")  # a file's name may be no text in any encoding
+            return 1 if write_table(predictions, len(classifier.classes), sys.stdout, _say) else 0
+        table = io.StringIO()
+        failed = write_table(predictions, len(classifier.classes), table, _say)
+        if failed < len(files):
+            write_atomic(self.csv, table.getvalue().encode(errors="surrogateescape"))
+            print(f"{len(files) - failed} of {len(files)} images classified: {self.csv}")
+        return 1 if failed else 0
+
+
+@dataclass
+class Bench:
+    """Time a network and its pruned versions in turns, and write all that the latency page shows to one file."""
+
+    out: Positional[Path]
+    """JSON file to write; the page reads data/latency/*.json."""
+    arch: str = "resnet50"
+    """Network."""
+    image_size: int = 224
+    """Height and width of the images in pixels."""
+    width: int | None = None
+    """Filters of the first stage; None for the network's published width."""
+    target: float = 0.3
+    """Share of the dense network's latency that widths chosen layer by layer have to meet."""
+    rounds: int = 7
+    """Rounds in which all networks take turns."""
+    quiet: bool = False
+    """No progress bar."""
+
+    def __call__(self) -> int:
+        from bpl.bench import save_survey, survey
+
+        result = survey(
+            self.arch,
+            self.image_size,
+            width=self.width,
+            target=self.target,
+            rounds=self.rounds,
+            progress=not self.quiet,
+        )
+        for row in result["times"]:
+            low, middle, high = row["speed_up"]
+            print(
+                f"{row['backend']:12} batch {row['batch_size']:<3} {row['network']:28} {row['median_ms']:8.2f} ms  "
+                f"{middle:5.2f} x dense [{low:.2f}, {high:.2f}]"
+            )
+        print(save_survey(result, self.out))
+        return 0
+
+
+@dataclass
+class MergeRecords:
+    """Take the records of bundles into a results folder, after checking every one of them."""
+
+    bundles: Positional[tuple[Path, ...]]
+    """The .zip files, as bpl sweep --bundle leaves them."""
+    into: Path | None = None
+    """Results folder; data/results of the checkout where not given."""
+    replace: bool = False
+    """Replace records that are there and different."""
+
+    def __call__(self) -> int:
+        from bpl.bundle import merge_bundles
+
+        merged = merge_bundles(list(self.bundles), self.into, replace=self.replace)
+        print(f"{merged.added} records added, {merged.same} there already, {merged.replaced} replaced")
+        return 0
+
+
+@dataclass
+class BundleRecords:
+    """Write all records of a results folder into one file."""
+
+    bundle: Positional[Path]
+    """The .zip file to write."""
+    out: Path | None = None
+    """Results folder; data/results of the checkout where not given."""
+
+    def __call__(self) -> int:
+        from bpl.bundle import write_bundle
+
+        print(f"{write_bundle(self.bundle, self.out)} records in {self.bundle}")
+        return 0
+
+
+_COMMANDS = {
+    "run": Run,
+    "sweep": SweepGrid,
+    "data": Data,
+    "export": Export,
+    "predict": Predict,
+    "bench": Bench,
+    "records": {"merge": MergeRecords, "bundle": BundleRecords},
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -136,7 +299,7 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: the words of the command line; None for the process's own.
     """
     try:
-        command = tyro.cli(_Command, prog="bpl", args=arguments, description=__doc__.splitlines()[0])
+        command = read(_COMMANDS, arguments, prog="bpl", description=__doc__.splitlines()[0])
         code = command()
     except ValueError as error:
         code = _say(error, 2)
@@ -147,6 +310,6 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code)
 
 
-def _say(error: object, code: int) -> int:
+def _say(error: object, code: int = 1) -> int:
     print(f"bpl: {error}", file=sys.stderr)
     return code

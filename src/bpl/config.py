@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bpl.budget import Budget
+from bpl.budget import TARGETS, Budget
+from bpl.compiled import MODES as COMPILE_MODES
 from bpl.data.batches import POLICIES as AUGMENTATIONS
 from bpl.data.catalog import CARDS
 from bpl.diversity import FORMS
@@ -72,16 +73,16 @@ _OTHERS: dict[str, dict[str, Any]] = {
     "kd": {"distill_weight": 1.0, "temperature": 4.0},
     "self_kd": {"distill_weight": 1.0, "temperature": 3.0},
     "compact_kd": {"freeze_at": 0.5, "distill_weight": 1.0, "temperature": 4.0, "feature_weight": 1.0},
-    "oed": {"distill_weight": 1.0, "temperature": 3.0, "copies": 2},
+    "oed": {"freeze_at": 0.5, "distill_weight": 1.0, "temperature": 3.0, "copies": 2},
     "fcs_mlft": {
         "criterion": "fcs", "samples": 500, "bins": 8, "fine_tune": "mlft", "distill_weight": 1.0, "temperature": 1.0,
     },
     "ddsl": {
-        "criterion": "l2", "freeze_at": 0.6, "distill_weight": 1.0, "temperature": 4.0, "rho": 1e-2,
-        "strengths": "dean",
+        "criterion": "l2", "freeze_at": 0.6, "distill_weight": 1.0, "temperature": 4.0, "strengths": "dean",
     },
 }  # fmt: skip
 _DEFAULTS = _PRUNING | _OTHERS
+_PULL = 1e-2  # learning rate x rho where a config names no rho: the share of the way to Z - U that a first step goes
 # What `criterion` may be: norms of filters for the first, properties of their feature maps for the second.
 _CRITERIA_OF = {method: tuple(CRITERIA) for method in (*_PRUNING, "ddsl")} | {
     "fcs_mlft": ("fcs", "kernel-norm", "feature-norm"),
@@ -93,7 +94,7 @@ _ONLY_FOR: dict[str, tuple[str, ...]] = {
     "criterion": tuple(_CRITERIA_OF),
     "mask": tuple(_PRUNING),
     "mask_every": tuple(_PRUNING),
-    "freeze_at": (*_PRUNING, "compact_kd", "ddsl"),
+    "freeze_at": (*_PRUNING, "compact_kd", "oed", "ddsl"),
     "slim_at": (*_PRUNING, "ddsl"),
     "diversity_weight": ("bpl",),
     "diversity_form": ("bpl",),
@@ -104,6 +105,7 @@ _ONLY_FOR: dict[str, tuple[str, ...]] = {
     "distill_weight": ("kd", "self_kd", "compact_kd", "oed", "fcs_mlft", "ddsl"),
     "temperature": ("kd", "self_kd", "compact_kd", "oed", "fcs_mlft", "ddsl"),
     "feature_weight": ("compact_kd",),
+    "target": ("scratch", "kd", "self_kd", *_PRUNING),
     "budget": ("compact_kd", "oed"),
     "sparsity": ("compact_kd", "oed"),
     "copies": ("oed",),
@@ -125,7 +127,7 @@ _FLOATS = (
     "distill_weight", "temperature", "feature_weight", "sparsity", "rho",
 )  # fmt: skip
 
-_NOT_IDENTITY = ("device",)  # where a run was computed is in its record, but does not make it another run
+_NOT_IDENTITY = ("device", "compile")  # where and how a run was computed is in its record, but makes it no other run
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,9 @@ class RunConfig:
         distill_weight: factor of the distillation loss.
         temperature: softens the logits in the distillation loss.
         feature_weight: factor of the distillation of block outputs.
+        target: share of the dense network's cost that may stay, with widths chosen layer by layer (`bpl.hardware`) in
+            place of one ratio: latency:0.3 (measured under onnxruntime on this machine), macs:0.3 or params:0.3; the
+            ratio is then what the target removes. None for the ratio.
         budget: share of the dense network's cost that may stay, such as macs:0.26 or params:0.3; None for the MACs of
             the uniformly pruned network at `ratio`.
         sparsity: strength of the penalty that makes a network sparse; None to steer it to the budget.
@@ -180,9 +185,12 @@ class RunConfig:
         samples: training images whose feature maps are looked at.
         bins: clusters per layer.
         fine_tune: mlft (two peers teach each other) or tft (labels only).
-        rho: penalty of the alternating direction method of multipliers (ADMM) at its start.
+        rho: penalty of the alternating direction method of multipliers (ADMM) at its start, above 0; 0.01 over the
+            learning rate where None, so that a step goes the same share of the way whatever the recipe.
         strengths: who sets how strongly to distil and to prune: dean (learnt) or fixed.
         device: auto, cpu or cuda.
+        compile: off, or a mode of torch.compile for the training steps (default, reduce-overhead, max-autotune);
+            changes rounding and speed only.
 
     Raises:
         ValueError: a value that is not allowed, with those that are.
@@ -222,6 +230,7 @@ class RunConfig:
     distill_weight: float | None = None
     temperature: float | None = None
     feature_weight: float | None = None
+    target: str | None = None
     budget: str | None = None
     sparsity: float | None = None
     copies: int | None = None
@@ -231,6 +240,7 @@ class RunConfig:
     rho: float | None = None
     strengths: str | None = None
     device: str = "auto"
+    compile: str = "off"
 
     def __post_init__(self) -> None:
         for name in ("dataset", "data"):
@@ -250,11 +260,16 @@ class RunConfig:
             object.__setattr__(self, "stored_size", self.image_size)
         if self.teacher_epochs is None:
             object.__setattr__(self, "teacher_epochs", self.epochs)
+        if self.rho is None:
+            rate = self.learning_rate if _is_number(self.learning_rate) and self.learning_rate > 0 else 1.0
+            object.__setattr__(self, "rho", float(f"{_PULL / rate:.6g}"))
         for name, methods in _ONLY_FOR.items():
             if self.method not in methods:
                 object.__setattr__(self, name, None)
         if self.method == "dense":
             object.__setattr__(self, "ratio", 0.0)
+        if self.target is not None:
+            object.__setattr__(self, "ratio", round(1 - Budget.parse(self.target, "target", TARGETS).share, 6))
         self._check()
         for name in _FLOATS:  # 0 and 0.0 are one run
             value = getattr(self, name)
@@ -278,6 +293,7 @@ class RunConfig:
         _one_of("augmentation", self.augmentation, AUGMENTATIONS)
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("device", self.device, DEVICES)
+        _one_of("compile", self.compile, COMPILE_MODES)
         if self.criterion is not None:
             _one_of("criterion", self.criterion, _CRITERIA_OF[self.method])
         for name, allowed in (
@@ -306,10 +322,12 @@ class RunConfig:
                 _whole(name, getattr(self, name), least)
         if self.slim_at not in (None, *SLIM_AT):
             _epoch_of_slimming(self.slim_at, self.freeze_epoch, self.epochs)
-        if self.temperature is not None and not (_is_number(self.temperature) and self.temperature > 0):
-            raise ValueError(f"temperature is {self.temperature!r}: it must be a number above 0")
+        for name in ("temperature", "rho"):
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and 0 < value < float("inf")):
+                raise ValueError(f"{name} is {value!r}: it must be a number above 0")
         for name in (
-            "learning_rate", "weight_decay", "diversity_weight", "distill_weight", "feature_weight", "sparsity", "rho",
+            "learning_rate", "weight_decay", "diversity_weight", "distill_weight", "feature_weight", "sparsity",
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and 0 <= value < float("inf")):
@@ -341,7 +359,7 @@ class RunConfig:
         shared = (
             "dataset", "arch", "seed", "tier", "data", "split", "image_size", "stored_size", "width", "batch_size",
             "schedule", "learning_rate", "momentum", "weight_decay", "label_smoothing", "augmentation", "precision",
-            "device",
+            "device", "compile",
         )  # fmt: skip
         values = {name: getattr(self, name) for name in shared}
         return RunConfig(method="dense", epochs=self.teacher_epochs, **values)

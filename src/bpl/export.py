@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,12 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as tensors_to_bytes
 from torch import nn
 
-from bpl.atomic import write_atomic
+from bpl.atomic import write_atomic, write_together
 from bpl.models import build_model
+from bpl.norm_act import AfterNorm, take_apart
 from bpl.partner import partner_blocks, replace_module
+from bpl.pruning.zeros import masks_of_zeros
+from bpl.residual_blocks import Shortcut, remove_blocks
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -41,8 +45,25 @@ def _refuse_unfused(model: nn.Module) -> None:
         )
 
 
+def check_finished(model: nn.Module) -> None:
+    """Refuse what is not yet small: a network with partners, or with channels of zeros, which cost as much as any.
+
+    Args:
+        model: the network.
+
+    Raises:
+        ValueError: what is left to do, in one sentence.
+    """
+    _refuse_unfused(model)
+    for name, mask in masks_of_zeros(model).items():
+        raise ValueError(
+            f"{int((~mask).sum())} of the {len(mask)} channels of {name!r} are exactly zero: the network is masked and "
+            "not yet small; call bpl.slim before exporting (bpl.pruning.masks_of_zeros gives the masks)"
+        )
+
+
 def describe_widths(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """The widths of every layer that pruning or fusing may have changed.
+    """The widths of every layer that pruning or fusing may have changed, and the residual blocks that were removed.
 
     Args:
         model: a plain network.
@@ -61,6 +82,10 @@ def describe_widths(model: nn.Module) -> dict[str, dict[str, Any]]:
             widths[name] = {"kind": "linear", "inputs": module.in_features, "outputs": module.out_features}
         elif isinstance(module, nn.Identity):
             widths[name] = {"kind": "identity"}
+        elif isinstance(module, AfterNorm):
+            widths[name] = {"kind": "after-norm"}
+        elif isinstance(module, Shortcut):
+            widths[name] = {"kind": "removed"}
     return widths
 
 
@@ -91,19 +116,37 @@ def save_model(
     _refuse_unfused(model)
     weights, description = _files(Path(path))
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
-    content = {
+    content = describe_use(model, classes, mean, std) | {"widths": describe_widths(model)}
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    write_together({weights: tensors_to_bytes(tensors), description: json.dumps(content, indent=1).encode()})
+    return weights
+
+
+def describe_use(
+    model: nn.Module,
+    classes: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> dict[str, Any]:
+    """What a program has to know before it can classify an image: part of every file that is written here.
+
+    Args:
+        model: the network.
+        classes: class names, in the order of the logits.
+        mean: per-channel mean of the images, 0..1.
+        std: per-channel standard deviation of the images, 0..1.
+
+    Returns:
+        Plain values: format, version, arch (None for a network of one's own), classes, mean, std.
+    """
+    return {
         "format": FORMAT,
         "version": VERSION,
         "arch": getattr(model, "bpl_arch", None),
         "classes": None if classes is None else list(classes),
         "mean": None if mean is None else [float(v) for v in mean],
         "std": None if std is None else [float(v) for v in std],
-        "widths": describe_widths(model),
     }
-    weights.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(weights, tensors_to_bytes(tensors))
-    write_atomic(description, json.dumps(content, indent=1).encode())
-    return weights
 
 
 def read_description(path: str | Path) -> dict[str, Any]:
@@ -120,15 +163,36 @@ def read_description(path: str | Path) -> dict[str, Any]:
     """
     file = _files(Path(path))[1]
     try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError) as error:
+        text = file.read_text()
+    except (OSError, ValueError) as error:
         raise ModelFileError(f"model description {file} cannot be read: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ModelFileError(f"{file} does not describe a model of this library: its 'format' is not {FORMAT!r}")
-    if content.get("version") != VERSION:
-        raise ModelFileError(f"{file} has version {content.get('version')!r}: this library reads {VERSION}")
+    content = parse_description(text, file)
     if not isinstance(content.get("widths"), dict):
         raise ModelFileError(f"{file} has no table of widths")
+    return content
+
+
+def parse_description(text: str, source: Path) -> dict[str, Any]:
+    """A model's description from its text, whether that lies beside the weights or in an ONNX file.
+
+    Args:
+        text: JSON.
+        source: the file it comes from, for messages.
+
+    Returns:
+        Its content, with format and version checked.
+
+    Raises:
+        ModelFileError: not JSON, or of another format or version.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"model description {source} cannot be read: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ModelFileError(f"{source} does not describe a model of this library: its 'format' is not {FORMAT!r}")
+    if content.get("version") != VERSION:
+        raise ModelFileError(f"{source} has version {content.get('version')!r}: this library reads {VERSION}")
     return content
 
 
@@ -196,14 +260,19 @@ def resize(model: nn.Module, widths: dict[str, dict[str, Any]], source: Path) ->
     Raises:
         ModelFileError: a layer that the network lacks, of another kind, or wider than the network's own.
     """
+    _remove_blocks(model, widths, source)
     modules = dict(model.named_modules())
     for name, wanted in widths.items():
         module = modules.get(name)
         if module is None or not isinstance(wanted, dict):
             raise ModelFileError(f"{source}: the network has no layer {name!r}")
         kind = wanted.get("kind")
-        if kind == "identity" and isinstance(module, nn.BatchNorm2d | nn.Identity):
+        if kind == "removed" and isinstance(module, Shortcut):
+            continue
+        elif kind == "identity" and isinstance(module, nn.BatchNorm2d | nn.Identity):
             replace_module(model, name, nn.Identity())
+        elif kind == "after-norm" and (parts := take_apart(module)) is not None:
+            replace_module(model, name, parts[1])
         elif kind == "conv" and isinstance(module, nn.Conv2d):
             inputs = _width(source, name, wanted, "inputs", module.in_channels)
             outputs = _width(source, name, wanted, "outputs", module.out_channels)
@@ -228,6 +297,17 @@ def resize(model: nn.Module, widths: dict[str, dict[str, Any]], source: Path) ->
             raise ModelFileError(f"{source}: layer {name!r} is a {type(module).__name__}, not a {kind!r}")
 
 
+def _remove_blocks(model: nn.Module, widths: dict[str, dict[str, Any]], source: Path) -> None:
+    """Remove the residual blocks that a description calls removed, so that it cannot give widths to layers in them."""
+    modules = dict(model.named_modules())
+    for name, wanted in widths.items():
+        if name in modules and isinstance(wanted, dict) and wanted.get("kind") == "removed":
+            try:
+                remove_blocks(model, [name])
+            except ValueError as error:
+                raise ModelFileError(f"{source}: {error}") from error
+
+
 def _empty(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape, device="meta"))
 
@@ -249,42 +329,70 @@ def _width(source: Path, name: str, wanted: dict[str, Any], key: str, limit: int
     return value
 
 
-def export_onnx(model: nn.Module, path: str | Path, image_size: int) -> Path:
+def export_onnx(
+    model: nn.Module,
+    path: str | Path,
+    image_size: int,
+    *,
+    classes: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Path:
     """Write a plain network as ONNX, with a free batch size.
 
     Args:
-        model: a network without partners.
+        model: a network without partners and without masked channels.
         path: the file to write.
         image_size: height and width of the images in pixels.
+        classes: class names, in the order of the logits; they and what follows go into the file's metadata, from which
+            `bpl predict` reads them.
+        mean: per-channel mean of the images, 0..1.
+        std: per-channel standard deviation of the images, 0..1.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: the network still has partners.
+        ValueError: the network still has partners, or channels of zeros that could be gone.
         OSError: the file could not be written.
     """
+    check_finished(model)
+    content = onnx_bytes(model, image_size, describe_use(model, classes, mean, std))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, onnx_bytes(model, image_size))
+    write_atomic(path, content)
     return path
 
 
-def onnx_bytes(model: nn.Module, image_size: int) -> bytes:
-    """A plain network as an ONNX file's content; input ``images`` (B, 3, H, W), output ``logits`` (B, classes)."""
+def onnx_bytes(model: nn.Module, image_size: int, use: dict[str, Any] | None = None) -> bytes:
+    """A plain network as an ONNX file's content; input ``images`` (B, 3, H, W), output ``logits`` (B, classes).
+
+    Args:
+        model: a network without partners.
+        image_size: height and width of the images in pixels.
+        use: as `describe_use` returns it: goes into the file's metadata, as JSON under the key ``bpl-model``.
+
+    Raises:
+        ValueError: the network still has partners.
+    """
     _refuse_unfused(model)
     network = copy.deepcopy(model).eval()
     weight = next(network.parameters())
     example = torch.zeros(2, 3, image_size, image_size, device=weight.device, dtype=weight.dtype)
-    program = torch.onnx.export(
-        network,
-        (example,),
-        input_names=["images"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        dynamo=True,
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        # what the exporter warns of in its own code (older names of its own functions) is no user's business
+        warnings.filterwarnings("ignore", module=r"torch\.|onnxscript|onnx_ir|copyreg")
+        program = torch.onnx.export(
+            network,
+            (example,),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            verbose=False,
+        )
+    if use is not None:
+        program.model.metadata_props[FORMAT] = json.dumps(use)
     buffer = io.BytesIO()
     program.save(buffer)
     return buffer.getvalue()
@@ -292,9 +400,28 @@ def onnx_bytes(model: nn.Module, image_size: int) -> bytes:
 
 def onnx_session(model: nn.Module, image_size: int) -> "onnxruntime.InferenceSession":
     """An onnxruntime session on the CPU for a plain network, with as many threads as torch uses."""
+    return open_session(onnx_bytes(model, image_size), Path("the exported network"))
+
+
+def open_session(content: bytes, source: Path) -> "onnxruntime.InferenceSession":
+    """An onnxruntime session on the CPU for an ONNX file's content, with as many threads as torch uses.
+
+    Args:
+        content: the file's bytes.
+        source: where they come from, for messages.
+
+    Returns:
+        The session.
+
+    Raises:
+        ModelFileError: the content is damaged, or no network that onnxruntime can run.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    content = onnx_bytes(model, image_size)
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    options.log_severity_level = 3  # errors; they are raised, and what else it would print helps nobody
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its own exceptions have no public base class
+        raise ModelFileError(f"network {source} cannot be run: {' '.join(str(error).split())[:200]}") from error

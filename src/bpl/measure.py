@@ -3,7 +3,7 @@
 import copy
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 BACKENDS = ("eager", "compile", "onnxruntime")
 
 
-@torch.no_grad()
 def count_macs(model: nn.Module, image_size: int) -> int:
     """Multiply-accumulates of one image's forward pass in convolutions and linear layers.
 
@@ -25,10 +24,23 @@ def count_macs(model: nn.Module, image_size: int) -> int:
         MACs (half of what `torch.utils.flop_counter` counts as FLOPs). Batch normalisation, activations and biases are
         not counted. Nothing is computed: the count runs on the meta device.
     """
+    return macs_of_modules(model, image_size)[""]
+
+
+@torch.no_grad()
+def macs_of_modules(model: nn.Module, image_size: int) -> dict[str, int]:
+    """`count_macs` of every module of a network that has any, by name; "" is the whole network.
+
+    Args:
+        model: a network for images with 3 channels; it is not changed.
+        image_size: height and width of the image in pixels.
+    """
     shapes = copy.deepcopy(model).to("meta").eval()
     with FlopCounterMode(display=False) as counter:
         shapes(torch.empty(1, 3, image_size, image_size, device="meta", dtype=next(shapes.parameters()).dtype))
-    return counter.get_total_flops() // 2
+    counts = counter.get_flop_counts()  # "ResNet.layer1.0.conv1" -> operation -> FLOPs
+    macs = {path.partition(".")[2]: sum(of.values()) // 2 for path, of in counts.items()}
+    return macs | {"": counter.get_total_flops() // 2}
 
 
 def count_params(model: nn.Module) -> int:
@@ -63,27 +75,56 @@ class Latency:
     device: str
 
 
-def _runner(model: nn.Module, images: torch.Tensor, backend: str) -> Callable[[], object]:
-    """A function without arguments that runs one forward pass to its end."""
+def forward_pass(model: nn.Module, image_size: int, backend: str) -> Callable[[int], Callable[[], object]]:
+    """Make ready what runs a network in evaluation mode.
+
+    Args:
+        model: the network, on the device to run on; it is not changed.
+        image_size: height and width of the images in pixels.
+        backend: ``eager``, ``compile`` (torch.compile) or ``onnxruntime`` (CPU).
+
+    Returns:
+        A function from a batch size to a function without arguments that runs one forward pass of noise to its end.
+
+    Raises:
+        ValueError: unknown backend.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}: allowed are {', '.join(BACKENDS)}")
+    network = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
+    weight = next(network.parameters())
+
+    def noise(batch_size: int) -> torch.Tensor:
+        images = torch.randn(batch_size, 3, image_size, image_size, device=weight.device, dtype=weight.dtype)
+        return images.to(memory_format=torch.channels_last)
+
     if backend == "onnxruntime":
         from bpl.export import onnx_session
 
-        session = onnx_session(model, images.shape[-1])
-        array = images.cpu().numpy()
-        return lambda: session.run(None, {"images": array})
-    if backend == "compile":
-        model = torch.compile(model)
-    if images.device.type == "cuda":
+        session = onnx_session(network, image_size)
 
+        def make(batch_size: int) -> Callable[[], object]:
+            array = noise(batch_size).cpu().numpy()
+            return lambda: session.run(None, {"images": array})
+
+        return make
+    if backend == "compile":
+        network = torch.compile(network)
+
+    def make(batch_size: int) -> Callable[[], object]:
+        images = noise(batch_size)
+
+        @torch.inference_mode()
         def run() -> None:
-            model(images)
-            torch.cuda.synchronize()
+            network(images)
+            if images.device.type == "cuda":
+                torch.cuda.synchronize()
 
         return run
-    return lambda: model(images)
+
+    return make
 
 
-@torch.inference_mode()
 def measure_latency(
     model: nn.Module,
     image_size: int,
@@ -109,15 +150,10 @@ def measure_latency(
     Raises:
         ValueError: unknown backend, or a batch size below 1.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"unknown backend {backend!r}: allowed are {', '.join(BACKENDS)}")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
     device = next(model.parameters()).device
-    network = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
-    dtype = next(model.parameters()).dtype
-    images = torch.randn(batch_size, 3, image_size, image_size, device=device, dtype=dtype)
-    run = _runner(network, images.to(memory_format=torch.channels_last), backend)
+    run = forward_pass(model, image_size, backend)(batch_size)
     for _ in range(warm_up):
         run()
     times: list[float] = []
@@ -138,3 +174,35 @@ def measure_latency(
         threads=torch.get_num_threads(),
         device="cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
     )
+
+
+def in_turns(runs: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """Time several things that take turns, so that a drift of the machine's speed hits all of them alike.
+
+    Times of different things may then be compared round by round (`quartiles` of their ratios), also on a machine that
+    is at work for others.
+
+    Args:
+        runs: name -> what to run.
+        rounds: rounds that count.
+        warm_up: rounds before, that do not.
+
+    Returns:
+        name -> milliseconds, one a round.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(-warm_up, rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if turn >= 0:
+                times[name].append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """The 25th percentile, the median and the 75th percentile; of one value three times that value."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high

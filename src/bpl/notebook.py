@@ -6,6 +6,7 @@ from typing import Any
 
 from bpl.config import RunConfig
 from bpl.data import ImageSet, Split, load_images, make_split
+from bpl.hardware import config_widths
 from bpl.measure import count_macs
 from bpl.models import build_model
 from bpl.paths import project_root
@@ -93,7 +94,7 @@ def _is_of(path: Path, source: str, images: str) -> bool:
     return record.environment["source"] == source and record.data["digest"] == images
 
 
-def counted_macs(config: RunConfig, classes: int) -> int:
+def counted_macs(config: RunConfig, classes: int) -> int | None:
     """Multiply-accumulates of the network that a run ships, counted without training it.
 
     Args:
@@ -101,10 +102,14 @@ def counted_macs(config: RunConfig, classes: int) -> int:
         classes: number of classes.
 
     Returns:
-        Multiply-accumulates of convolutions and linear layers for one image.
+        Multiply-accumulates of convolutions and linear layers for one image; None for a method whose training decides
+        the widths.
     """
+    if config.method in ("compact_kd", "oed"):
+        return None
     model = build_model(config.arch, classes, config.image_size, config.width)
     if config.method != "dense":
-        masks = prune_masks(model, config.ratio, criterion="l2", scope=config.scope, round_to=config.round_to)
+        widths = config_widths(config, model)
+        masks = prune_masks(model, config.ratio, scope=config.scope, round_to=config.round_to, widths=widths)
         model = slim(model, masks)
     return count_macs(model, config.image_size)

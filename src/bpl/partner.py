@@ -5,6 +5,7 @@ import copy
 from torch import nn
 
 from bpl.channels import ChannelGraph
+from bpl.norm_act import take_apart
 from bpl.partner_conv import PartnerConv2d
 from bpl.partner_shapes import KINDS, SHAPES, fits
 
@@ -31,12 +32,11 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
             setattr(parent, child, module)
 
 
-def _may_have_partner(conv: nn.Module, norm: nn.Module, kind: str) -> bool:
-    """Whether a conv and the batch normalisation behind it make a k x k block that fuses exactly with such partners."""
+def _may_have_partner(conv: nn.Module, norm: nn.BatchNorm2d, kind: str) -> bool:
+    """Whether a conv and the plain batch normalisation behind it make a k x k block that fuses with such partners."""
     return (
         isinstance(conv, nn.Conv2d)
         and 1 < max(conv.kernel_size) <= LARGEST_KERNEL
-        and type(norm) is nn.BatchNorm2d  # a subclass may hide an activation, which a sum of branches would misplace
         and norm.affine
         and norm.track_running_stats
         and fits(conv, kind)
@@ -49,7 +49,7 @@ def grow_partners(model: nn.Module, kind: str = "same") -> nn.Module:
     A partner is a second convolution of the same shape with its own batch normalisation, whose output is added to the
     original's before the activation. Convolutions with 1 < k < 7 get one, as in the released code; others, and those
     whose output something other than one BatchNorm2d reads (DenseNet's pre-activation order), are left alone. Blocks
-    that have a partner keep it.
+    that have a partner keep it. A normalisation that holds its activation (timm's BatchNormAct2d) is taken apart.
 
     Args:
         model: any network that ``torch.fx`` can trace. It is changed in place.
@@ -67,23 +67,28 @@ def grow_partners(model: nn.Module, kind: str = "same") -> nn.Module:
     graph = ChannelGraph(model)
     sites = graph.sites
     modules = dict(model.named_modules())
+    strange: set[str] = set()  # classes of normalisations that are not what a block can be made of
     for name, site in sites.items():
         if site.norm is None or graph.calls[name] > 1 or graph.calls[site.norm] > 1:
             continue  # a layer used twice belongs to no single block
-        conv, norm = modules[name], modules[site.norm]
+        conv, parts = modules[name], take_apart(modules[site.norm])
+        if parts is None:
+            strange.add(type(modules[site.norm]).__name__)
+            continue
+        norm, rest = parts
         if _may_have_partner(conv, norm, kind):
             partners = SHAPES[kind](conv, norm)
-            # in this order: the block holds the norm, and would lose it to the Identity
-            replace_module(model, site.norm, nn.Identity().train(norm.training))
+            # in this order: the block holds the norm, and would lose it to what is put in its place
+            replace_module(model, site.norm, rest)
             replace_module(model, name, PartnerConv2d(conv, norm, stage=site.stride, partners=partners))
     if not partner_blocks(model):
-        norms = {type(modules[site.norm]) for site in sites.values() if site.norm is not None}
-        others = ", ".join(sorted(norm.__name__ for norm in norms - {nn.BatchNorm2d}))
+        others = ", ".join(sorted(strange))
         raise ValueError(
             f"nothing to grow in {type(model).__name__}: none of its {len(sites)} convolutions has a kernel of more "
             f"than 1 and less than {LARGEST_KERNEL + 1} and is followed by one BatchNorm2d of its own"
             + ("" if kind == "same" else f", with the odd size and the padding that {kind} partners need")
-            + (f" ({others} may hold an activation, which a sum of branches would misplace)" if others else "")
+            + (f" ({others} is not a batch normalisation and other layers after it)" if others else "")
+            + graph.what_is_closed()
         )
     return model
 

@@ -183,11 +183,6 @@ class PointwiseThenAverage(_PointwiseFirst):
 
 
 # -- growing them -------------------------------------------------------------------------------------------------
-def _margins(conv: nn.Conv2d, kernel_size: tuple[int, int]) -> tuple[int, int]:
-    """Rows above and columns at the left of a smaller kernel in the middle of a convolution's own."""
-    return tuple((whole - part) // 2 for whole, part in zip(conv.kernel_size, kernel_size, strict=True))
-
-
 def _padding(conv: nn.Conv2d) -> tuple[int, int]:
     """Rows and columns that a convolution of odd kernel size pads on each side."""
     named = {"valid": (0, 0), "same": tuple(d * (k // 2) for d, k in zip(conv.dilation, conv.kernel_size, strict=True))}
@@ -195,10 +190,10 @@ def _padding(conv: nn.Conv2d) -> tuple[int, int]:
 
 
 def fits(conv: nn.Conv2d, kind: str) -> bool:
-    """Whether a convolution can have partners of this kind: BPL's always; those with smaller kernels need a middle.
+    """Whether a convolution can have partners of this kind.
 
-    ACNet and the Diverse Branch Block are defined for odd kernels whose padding reaches at least half of them, so that
-    the smaller kernel's own padding is not negative.
+    BPL's always fit. Smaller kernels need a middle to sit in, so an odd size, and padding of at least half of it, so
+    that their own is not negative (ACNet's code crops the map there, the Diverse Branch Block's refuses).
 
     Args:
         conv: a convolution.
@@ -210,10 +205,10 @@ def fits(conv: nn.Conv2d, kind: str) -> bool:
     return kind == "same" or (type(conv) is nn.Conv2d and centred)  # a subclass may pad on its own
 
 
-def _conv(block: nn.Conv2d, inputs: int, outputs: int, **options) -> nn.Conv2d:
-    """A fresh convolution, of the block's groups, where and how the block's is; 1 x 1 if the options say nothing."""
+def _conv(block: nn.Conv2d, outputs: int, **options) -> nn.Conv2d:
+    """A fresh convolution with the block's inputs, groups, device and type; 1 x 1 if the options say nothing."""
     options = {"kernel_size": 1, "groups": block.groups, "bias": False} | options
-    conv = nn.Conv2d(inputs, outputs, **options, device=block.weight.device, dtype=block.weight.dtype)
+    conv = nn.Conv2d(block.in_channels, outputs, **options, device=block.weight.device, dtype=block.weight.dtype)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's networks
     if block.weight.is_contiguous(memory_format=torch.channels_last):
         conv = conv.to(memory_format=torch.channels_last)
@@ -228,11 +223,10 @@ def _norm(block: nn.BatchNorm2d, channels: int) -> nn.BatchNorm2d:
 
 def _small(conv: nn.Conv2d, norm: nn.BatchNorm2d, kernel_size: tuple[int, int]) -> SmallKernel:
     """A branch with a smaller kernel, padded so much less that it looks at the middle of what the block looks at."""
-    frame = _margins(conv, kernel_size)
+    frame = tuple((whole - part) // 2 for whole, part in zip(conv.kernel_size, kernel_size, strict=True))
     padding = tuple(p - d * f for p, d, f in zip(_padding(conv), conv.dilation, frame, strict=True))
     small = _conv(
         conv,
-        conv.in_channels,
         conv.out_channels,
         kernel_size=kernel_size,
         stride=conv.stride,
@@ -258,21 +252,21 @@ def dbb(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> list[Branch]:
     """The Diverse Branch Block: 1 x 1, 1 x 1 - k x k and 1 x 1 - average branches (Ding et al. 2021).
 
     As in the authors' code the 1 x 1 before the k x k has as many channels as the block reads and starts as the
-    identity. Our choices: in a depthwise block every branch is depthwise (their code drops the 1 x 1 there), and a
-    dilated block has no average branch (average pooling has no dilation).
+    identity. Our choices: in a depthwise block all of these are depthwise (their code has fewer 1 x 1 there, and twice
+    the channels between), and a dilated block has no average branch (average pooling knows no dilation).
 
     Args:
         conv: the block's convolution.
         norm: the batch normalisation of its output.
     """
     inputs, outputs, padding, mode = conv.in_channels, conv.out_channels, _padding(conv), conv.padding_mode
-    first = ConvNorm(_conv(conv, inputs, inputs), _norm(norm, inputs))
+    first = ConvNorm(_conv(conv, inputs), _norm(norm, inputs))
     nn.init.dirac_(first.conv.weight, conv.groups)
-    spatial = _conv(conv, inputs, outputs, kernel_size=conv.kernel_size, stride=conv.stride, dilation=conv.dilation)
+    spatial = _conv(conv, outputs, kernel_size=conv.kernel_size, stride=conv.stride, dilation=conv.dilation)
     second = ConvNorm(spatial, _norm(norm, outputs))
     branches = [_small(conv, norm, (1, 1)), PointwiseThenConv(first, second, padding, mode)]
     if max(conv.dilation) == 1:
-        first = ConvNorm(_conv(conv, inputs, outputs), _norm(norm, outputs))
+        first = ConvNorm(_conv(conv, outputs), _norm(norm, outputs))
         average = _norm(norm, outputs)
         branches.append(PointwiseThenAverage(first, average, conv.kernel_size, conv.stride, padding, mode))
     return branches

@@ -117,23 +117,43 @@ def load_record(path: Path) -> Record:
         RecordError: unreadable, not JSON, of another schema version, unfinished, or with missing or unknown keys.
     """
     try:
-        values = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
+        content = Path(path).read_bytes()
+    except OSError as error:
         raise RecordError(f"record {path} cannot be read: {error}") from error
+    return parse_record(content, str(path))
+
+
+def parse_record(content: bytes, where: str) -> Record:
+    """Read one record from the content of its file.
+
+    Args:
+        content: the file's bytes.
+        where: names the file in an error's message.
+
+    Returns:
+        The record.
+
+    Raises:
+        RecordError: not JSON, of another schema version, unfinished, or with missing or unknown keys.
+    """
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"record {where} cannot be read: {error}") from error
     if not isinstance(values, dict) or "schema" not in values:
-        raise RecordError(f"record {path} is no record: it has no 'schema'")
+        raise RecordError(f"record {where} is no record: it has no 'schema'")
     if values["schema"] != SCHEMA:
-        raise RecordError(f"record {path} has schema version {values['schema']!r}: this library reads {SCHEMA}")
+        raise RecordError(f"record {where} has schema version {values['schema']!r}: this library reads {SCHEMA}")
     fields = {f.name for f in dataclasses.fields(Record)}
     if missing := sorted(fields - values.keys()):
-        raise RecordError(f"record {path} lacks {', '.join(missing)}")
+        raise RecordError(f"record {where} lacks {', '.join(missing)}")
     if unknown := sorted(values.keys() - fields):
-        raise RecordError(f"record {path} has unknown keys: {', '.join(unknown)}")
+        raise RecordError(f"record {where} has unknown keys: {', '.join(unknown)}")
     if values["state"] != "finished":
-        raise RecordError(f"record {path} is in state {values['state']!r}: only finished runs count")
+        raise RecordError(f"record {where} is in state {values['state']!r}: only finished runs count")
     for key in _TABLES:
         if not isinstance(values[key], dict):
-            raise RecordError(f"record {path} has {key} {values[key]!r}: it must be a mapping")
+            raise RecordError(f"record {where} has {key} {values[key]!r}: it must be a mapping")
     return Record(**values)
 
 

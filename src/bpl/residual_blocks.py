@@ -1,7 +1,7 @@
 """Residual blocks act(F(x) + shortcut(x)): a soft mask on F, and what is left of a block whose F is removed.
 
-Known are the blocks of torchvision's ResNets, of the CIFAR-style ResNet-56, which has the same, and those of MobileNetV2
-that have a skip connection. In all of them a batch normalisation ends F, so that a mask folds into it exactly.
+Known are the blocks of torchvision's ResNets, of the CIFAR-style ResNet-56, which has the same, and those of
+MobileNetV2 that have a skip connection. In all of them a batch normalisation ends F: a mask folds into it exactly.
 """
 
 from collections import OrderedDict
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from bpl.measure import count_params, macs_of_modules
 from bpl.models import ResNet56
 from bpl.partner import replace_module
 
@@ -39,7 +40,7 @@ def residual_blocks(model: nn.Module) -> dict[str, Block]:
     """
     if not isinstance(model, ResNet | ResNet56 | MobileNetV2):
         raise ValueError(
-            f"{type(model).__name__} has no residual blocks that can be removed: allowed are ResNet, ResNet56, MobileNetV2"
+            f"{type(model).__name__} has no residual blocks that can be removed: ResNet, ResNet56 and MobileNetV2 have"
         )
     return {name: module for name, module in model.named_modules() if is_residual_block(module)}
 
@@ -56,6 +57,30 @@ def shortcut(block: Block, x: Tensor) -> Tensor:
     """What goes past the branch (B, C, H, W): x, or its projection where stride or width change."""
     projection = getattr(block, "downsample", None)
     return x if projection is None else projection(x)
+
+
+@torch.no_grad()
+def branch_costs(model: nn.Module, cost: str, image_size: int) -> dict[str, int]:
+    """What a network's cost falls by when a residual block is removed; of several blocks, the sum.
+
+    Args:
+        model: the network; it is not changed.
+        cost: "macs" or "params", as of a `bpl.budget.Budget`.
+        image_size: height and width of its images in pixels.
+
+    Returns:
+        Block name -> cost of its branch.
+    """
+    blocks = residual_blocks(model)
+    projections = {name: getattr(block, "downsample", None) for name, block in blocks.items()}
+    if cost == "params":
+        whole = {name: count_params(block) for name, block in blocks.items()}
+        kept = {name: 0 if p is None else count_params(p) for name, p in projections.items()}
+    else:
+        macs = macs_of_modules(model, image_size)
+        whole = {name: macs[name] for name in blocks}
+        kept = {name: 0 if p is None else macs[f"{name}.downsample"] for name, p in projections.items()}
+    return {name: whole[name] - kept[name] for name in blocks}
 
 
 def last_norm(block: Block) -> nn.BatchNorm2d:
@@ -86,7 +111,8 @@ class MaskedBlock(nn.Module):
 class Shortcut(nn.Sequential):
     """What is left of a removed block: its projection and the ReLU, or, where x itself goes past the branch, nothing.
 
-    The ReLU behind an identity shortcut goes too: the input of a ResNet's block comes from a ReLU, so it changes nothing.
+    The ReLU behind an identity shortcut goes too: the input of a ResNet's block comes from a ReLU, and one more would
+    change nothing.
 
     Args:
         block: the block; its projection goes on under the name that it had.
@@ -143,7 +169,7 @@ def remove_blocks(model: nn.Module, names: Iterable[str]) -> nn.Module:
 
     Args:
         model: a network, with or without masks.
-        names: blocks to remove.
+        names: blocks to remove; those that are removed already stay so.
 
     Returns:
         The model; it computes what it did with these branches at 0.
@@ -153,6 +179,8 @@ def remove_blocks(model: nn.Module, names: Iterable[str]) -> nn.Module:
     """
     for name in names:
         block = model.get_submodule(name)
+        if isinstance(block, Shortcut):
+            continue
         block = block.block if isinstance(block, MaskedBlock) else block
         if not is_residual_block(block):
             raise ValueError(f"{name!r} is a {type(block).__name__}, not a residual block that can be removed")

@@ -22,7 +22,7 @@ from bpl.measure import count_macs, count_params, measure_latency
 from bpl.models import build_model
 from bpl.paths import work_folder
 from bpl.records import Record, load_record, record_path, save_record, source_digest
-from bpl.train import Trained, predict, top1, train
+from bpl.train import Stopped, Trained, Watch, predict, top1, train
 
 LATENCY_BATCH = 1  # images; latency at other batch sizes is the latency notebook's subject
 
@@ -34,6 +34,8 @@ def run(
     work: Path | None = None,
     repeat: bool = False,
     progress: bool = True,
+    watch: Watch | None = None,
+    beside: int = 1,
 ) -> Record:
     """Run a config to its record; a run that is recorded already is not repeated.
 
@@ -45,12 +47,15 @@ def run(
         work: folder for checkpoints and shipped networks; None for ``_build/runs``.
         repeat: run again, and replace the record, even if there is one.
         progress: show a progress bar on standard error.
+        watch: as of `bpl.train.train`; also asked while another process is waited for.
+        beside: how many runs share the machine, this one included: recorded, since it bears on the times recorded.
 
     Returns:
         The finished run's record.
 
     Raises:
         RunBusy: another process is at work on this run.
+        Stopped: `watch` said so; the same call goes on from there.
         ValueError: images, config, checkpoint or an existing record cannot be used; the message says which and why.
         OSError: a file could not be written.
     """
@@ -66,9 +71,10 @@ def run(
             return load_record(path)
         if repeat:
             delete_checkpoint(checkpoint)
-        dense = partial(dense_network, config, images, split, folder=folder, work=work, progress=progress)
-        trained = train(config, images, split, checkpoint=checkpoint, dense=dense, progress=progress)
-        record = make_record(config, images, split, trained)
+        where = {"folder": folder, "work": work, "progress": progress, "watch": watch, "beside": beside}
+        dense = partial(dense_network, config, images, split, **where)
+        trained = train(config, images, split, checkpoint=checkpoint, dense=dense, progress=progress, watch=watch)
+        record = make_record(config, images, split, trained, beside)
         _save_shipped(trained, images, place)
         save_record(record, path)
         delete_checkpoint(checkpoint)
@@ -83,6 +89,8 @@ def dense_network(
     folder: Path | None = None,
     work: Path | None = None,
     progress: bool = True,
+    watch: Watch | None = None,
+    beside: int = 1,
 ) -> nn.Module:
     """The trained dense network that a run learns from: as the dense run of the same recipe left it, else trained now.
 
@@ -93,24 +101,32 @@ def dense_network(
         folder: the results folder: a dense run that is made here is recorded there like any other.
         work: folder for checkpoints and shipped networks.
         progress: show a progress bar on standard error.
+        watch: as of `run`.
+        beside: as of `run`.
 
     Returns:
         The network that the dense run ships.
+
+    Raises:
+        Stopped: `watch` said so.
     """
     dense = config.dense()
     place = (work or work_folder()) / dense.run_name(images.source)
-    shipped = place / "model.safetensors"
+    shipped = place / "model.json"  # written after the weights: where it is, both are whole
     while not shipped.exists():
         try:
             if not record_path(dense, images.source, folder).exists():
-                run(dense, folder=folder, work=work, progress=progress)
+                run(dense, folder=folder, work=work, progress=progress, watch=watch, beside=beside)
                 continue
             with only_here(place):  # recorded on another machine: only the network is made anew, not the record
-                trained = train(dense, images, split, checkpoint=place / "checkpoint.pt", progress=progress)
+                checkpoint = place / "checkpoint.pt"
+                trained = train(dense, images, split, checkpoint=checkpoint, progress=progress, watch=watch)
                 _save_shipped(trained, images, place)
-                delete_checkpoint(place / "checkpoint.pt")
+                delete_checkpoint(checkpoint)
         except RunBusy:
-            time.sleep(1.0)  # another process is training it
+            if watch is not None and watch(0, {}):
+                raise Stopped("stopped while another process trains the dense network") from None
+            time.sleep(1.0)
     return load_model(shipped)
 
 
@@ -141,7 +157,7 @@ def only_here(place: Path) -> Iterator[None]:
         yield
 
 
-def make_record(config: RunConfig, images: ImageSet, split: Split, trained: Trained) -> Record:
+def make_record(config: RunConfig, images: ImageSet, split: Split, trained: Trained, beside: int = 1) -> Record:
     """Measure a trained run and write down all that its table rows need.
 
     Args:
@@ -149,6 +165,7 @@ def make_record(config: RunConfig, images: ImageSet, split: Split, trained: Trai
         images: its images.
         split: its parts.
         trained: what `bpl.train.train` returned.
+        beside: how many runs shared the machine, this one included.
 
     Returns:
         The record.
@@ -183,7 +200,7 @@ def make_record(config: RunConfig, images: ImageSet, split: Split, trained: Trai
         },
         equivalence=equivalence(trained.network, logits, images, split.test),
         widths={name: module.out_channels for name, module in small.named_modules() if isinstance(module, nn.Conv2d)},
-        environment=_environment(images.images.device),
+        environment=_environment(images.images.device) | {"runs_beside_each_other": beside},
         seconds=round(trained.seconds, 2),
     )
 

@@ -4,23 +4,35 @@ A grid is a YAML list. Each entry is a run config whose values may be lists; the
 
     - {dataset: ucm, method: [scratch, bpl], ratio: [0.5, 0.7], seed: [0, 1, 2]}
 
-Every row of a table gets its first seed before any gets its second, and within a seed the order is the file's. A run
-is done when its record is there; a killed sweep goes on from the last checkpoint when it is started again.
+Every row of a table gets its first seed before any gets its second, and within a seed the order is the file's. Where a
+grid has stages (lists with a line ``---`` between them), all seeds of a stage come before the next stage. A file that
+ends in .json holds the same as JSON, with a list of lists for stages.
+
+A run is done when its record is there; a killed sweep goes on from the last checkpoint when it is started again.
 """
 
 import itertools
+import json
 import re
+import statistics
+import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
+from tqdm import tqdm
 
+from bpl.bundle import write_bundle
 from bpl.config import RunConfig
 from bpl.data import load_images
+from bpl.jobs import ProcessDied, Report, side_by_side
 from bpl.records import load_record, record_path
 from bpl.run import RunBusy, run
+from bpl.train import Stopped
 
 
 class GridError(ValueError):
@@ -31,32 +43,48 @@ def load_grid(path: Path) -> list[RunConfig]:
     """The runs of a grid file, in the order in which they are worth having, each once.
 
     Args:
-        path: a YAML file.
+        path: a YAML or JSON file.
 
     Returns:
         The configs.
 
     Raises:
-        GridError: unreadable, not a list of mappings, an unknown key, or a value that is not allowed.
+        GridError: unreadable, not lists of mappings, an unknown key, or a value that is not allowed.
     """
-    try:
-        entries = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise GridError(f"grid {path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(entries, list) or not entries:
-        raise GridError(f"grid {path} is not a list of run configs")
     configs: list[RunConfig] = []
-    for number, entry in enumerate(entries, 1):
-        if not isinstance(entry, dict):
-            raise GridError(f"grid {path}, entry {number}: {entry!r} is not a mapping of config keys to values")
-        try:
-            configs += _expand(entry)
-        except (TypeError, ValueError) as error:
-            raise GridError(f"grid {path}, entry {number}: {error}") from error
+    stages = _stages(Path(path))
+    for stage, entries in enumerate(stages, 1):
+        where = f"grid {path}" if len(stages) == 1 else f"grid {path}, stage {stage}"
+        if not isinstance(entries, list) or not entries:
+            raise GridError(f"{where} is not a list of run configs")
+        found: list[RunConfig] = []
+        for number, entry in enumerate(entries, 1):
+            if not isinstance(entry, dict):
+                raise GridError(f"{where}, entry {number}: {entry!r} is not a mapping of config keys to values")
+            try:
+                found += _expand(entry)
+            except (TypeError, ValueError) as error:
+                raise GridError(f"{where}, entry {number}: {error}") from error
+        configs += sorted(found, key=lambda config: config.seed)  # stable: the file's order within a seed
     if not configs:
         raise GridError(f"grid {path} stands for no run: one of its lists is empty")
-    unique = list(dict.fromkeys(configs))
-    return sorted(unique, key=lambda config: config.seed)  # stable: the file's order within a seed
+    return list(dict.fromkeys(configs))
+
+
+def _stages(path: Path) -> list[Any]:
+    """What a grid file holds, one item a stage."""
+    try:
+        text = path.read_text()
+        if path.suffix == ".json":
+            content = json.loads(text)
+            return content if isinstance(content, list) and content and isinstance(content[0], list) else [content]
+        import yaml  # here, so that a machine without it can still run a grid in JSON
+
+        return list(yaml.safe_load_all(text)) or [None]
+    except ModuleNotFoundError as error:
+        raise GridError(f"grid {path} cannot be read without the package pyyaml: install it, or give JSON") from error
+    except Exception as error:  # of the file, of the text, of JSON, of YAML: none is the user's business in detail
+        raise GridError(f"grid {path} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def _expand(entry: dict[str, Any]) -> list[RunConfig]:
@@ -85,7 +113,7 @@ class Sweep:
         ran: runs finished now.
         busy: runs that another process is at work on.
         failed: run name -> reason.
-        left: runs not reached within the time budget.
+        left: runs not reached or not finished within the time budget.
         estimate: seconds that the runs left may take; None where nothing is known.
     """
 
@@ -97,68 +125,195 @@ class Sweep:
     estimate: float | None = None
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one run.
+
+    Attributes:
+        kind: "ran", "busy", "failed" or "stopped".
+        said: test accuracy, or why not.
+        seconds: wall time.
+    """
+
+    kind: str
+    said: str
+    seconds: float = 0.0
+
+
 def sweep(
     configs: list[RunConfig],
     *,
     folder: Path | None = None,
     work: Path | None = None,
     budget: float | None = None,
+    jobs: int = 1,
+    bundle: Path | None = None,
     progress: bool = True,
 ) -> Sweep:
     """Run what is lacking.
 
-    A run is started only while the median time of its like fits into what is left of the budget.
+    A run is started only while the median time of its like fits into what is left of the budget; one that is under way
+    when the budget ends stops after its epoch and leaves a checkpoint.
 
     Args:
         configs: the runs, most valuable first.
         folder: the results folder.
         work: folder for checkpoints.
         budget: seconds; None for no limit.
+        jobs: runs beside each other; more than one have a process each, and on a CPU divide its threads.
+        bundle: a .zip file to keep all records of the results folder in, written anew after every run.
         progress: show progress bars on standard error, and a line a run on standard output.
 
     Returns:
         What was done, and what is left.
+
+    Raises:
+        ValueError: fewer than one job, a record that is there and broken, or images that cannot be used.
     """
+    if jobs < 1:
+        raise ValueError(f"jobs is {jobs}: it must be at least 1")
     result, started = Sweep(), time.monotonic()
+    lacking, took = _lacking(configs, folder, progress, result)
+    waiting = iter(lacking.items())
+    path_of = {config: path for path, config in lacking.items()}
+
+    def next_run() -> RunConfig | None:
+        for path, config in waiting:
+            expected = _median(took.get(_like(config))) or 0
+            if path.exists():  # another sweep has finished it meanwhile
+                result.done += 1
+            elif budget is not None and time.monotonic() - started + expected > budget:
+                result.left.append(config)
+            else:
+                return config
+        return None
+
+    perform = partial(
+        _perform,
+        folder=folder,
+        work=work,
+        progress=progress and jobs == 1,
+        beside=jobs,
+        stop_at=None if budget is None else time.time() + budget,
+    )
+    busy: list[Path] = []
+    with tqdm(total=len(lacking), desc="sweep", unit="run", disable=not progress or jobs == 1) as bar:
+        if jobs == 1:
+            outcomes = _one_after_another(next_run, perform)
+        else:
+            outcomes = side_by_side(next_run, perform, jobs, partial(_show, bar))
+        with closing(outcomes):
+            for number, (config, outcome) in enumerate(outcomes, 1):
+                if isinstance(outcome, ProcessDied):
+                    outcome = Outcome("failed", str(outcome))
+                path = path_of[config]
+                if outcome.kind == "ran":
+                    result.ran += 1
+                    took.setdefault(_like(config), []).append(outcome.seconds)
+                elif outcome.kind == "failed":
+                    result.failed[path.stem] = outcome.said
+                elif outcome.kind == "stopped":
+                    result.left.append(config)
+                else:
+                    busy.append(path)
+                bar.update()
+                if outcome.kind != "ran":
+                    _say(f"{_WORDS[outcome.kind]} {path.stem}: {outcome.said}")
+                elif progress:
+                    _say(f"{number}/{len(lacking)} {path.stem}: test {outcome.said} %")
+                if bundle is not None and outcome.kind == "ran":
+                    write_bundle(bundle, folder)
+    recorded = sum(path.exists() for path in busy)  # by now, by the process that was at work on it
+    result.done, result.busy = result.done + recorded, len(busy) - recorded
+    estimate = _estimate(result.left, took)
+    result.estimate = None if estimate is None else estimate / jobs
+    return result
+
+
+_WORDS = {"busy": "skipped", "failed": "failed", "stopped": "stopped"}
+
+
+def _say(line: str) -> None:
+    """A line on standard output, above the bar where there is one, at once."""
+    tqdm.write(line)
+    sys.stdout.flush()
+
+
+def _lacking(
+    configs: list[RunConfig], folder: Path | None, progress: bool, result: Sweep
+) -> tuple[dict[Path, RunConfig], dict[tuple, list[float]]]:
+    """The runs without a record, by the record's path, and the seconds that each kind of run took; counts the others.
+
+    By path, so that two spellings of one run are run once. The images are decoded here, before any run asks for them.
+    """
     sources: dict[tuple, str] = {}
-    lacking: dict[Path, RunConfig] = {}  # by record, so that two spellings of one run are run once
+    lacking: dict[Path, RunConfig] = {}
     took: dict[tuple, list[float]] = {}
     for config in configs:
-        key = (config.dataset, config.image_size, config.data)
-        if key not in sources:
-            sources[key] = load_images(*key, progress).source
+        for size in (config.stored_size, config.image_size):
+            key = (config.dataset, size, config.data)
+            if key not in sources:
+                sources[key] = load_images(*key, progress).source
         path = record_path(config, sources[key], folder)
         if path.exists():
             result.done += 1
             took.setdefault(_like(config), []).append(load_record(path).seconds)
         else:
             lacking.setdefault(path, config)
+    return lacking, took
 
-    for number, (path, config) in enumerate(lacking.items(), 1):
-        if path.exists():  # another sweep has finished it meanwhile
-            result.done += 1
-            continue
-        expected = _median(took.get(_like(config)))
-        if budget is not None and time.monotonic() - started + (expected or 0) > budget:
-            result.left.append(config)
-            continue
-        begun = time.monotonic()
-        try:
-            record = run(config, folder=folder, work=work, progress=progress)
-        except RunBusy:
-            result.busy += 1
-            print(f"skipped {path.stem}: it is under way in another process", flush=True)
-            continue
-        except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
-            result.failed[path.stem] = (str(error).splitlines() or [type(error).__name__])[0]
-            print(f"failed {path.stem}: {result.failed[path.stem]}", flush=True)
-            continue
-        result.ran += 1
-        took.setdefault(_like(config), []).append(time.monotonic() - begun)
-        if progress:
-            print(f"{number}/{len(lacking)} {path.stem}: test {record.accuracy['test']:.2f} %", flush=True)
-    result.estimate = _estimate(result.left, took)
-    return result
+
+def _one_after_another(
+    next_run: Callable[[], RunConfig | None], perform: Callable[[RunConfig, Report | None], Outcome]
+) -> Iterator[tuple[RunConfig, Outcome]]:
+    """The runs in this process."""
+    while (config := next_run()) is not None:
+        yield config, perform(config, None)
+
+
+def _perform(
+    config: RunConfig,
+    report: Report | None,
+    *,
+    folder: Path | None,
+    work: Path | None,
+    progress: bool,
+    beside: int,
+    stop_at: float | None,
+) -> Outcome:
+    """One run, in this process or another.
+
+    Args:
+        config: the run.
+        report: told the epoch after every epoch.
+        folder: the results folder.
+        work: folder for checkpoints.
+        progress: show a progress bar on standard error.
+        beside: how many runs share the machine.
+        stop_at: by `time.time`, when to stop it.
+    """
+
+    def watch(epoch: int, row: dict[str, float]) -> bool:
+        if report is not None:
+            report(f"{epoch}/{config.epochs}")
+        return stop_at is not None and time.time() > stop_at
+
+    begun = time.monotonic()
+    try:
+        record = run(config, folder=folder, work=work, progress=progress, watch=watch, beside=beside)
+    except RunBusy:
+        return Outcome("busy", "it is under way in another process")
+    except Stopped as stopped:
+        return Outcome("stopped", f"the time budget is over, {stopped}")
+    except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
+        return Outcome("failed", (str(error).splitlines() or [type(error).__name__])[0])
+    return Outcome("ran", f"{record.accuracy['test']:.2f}", time.monotonic() - begun)
+
+
+def _show(bar: tqdm, under_way: list[tuple[RunConfig, str]]) -> None:
+    """One line for all runs under way: method, ratio, seed, epochs done."""
+    runs = (f"{config.method} {config.ratio:g} s{config.seed} {said}" for config, said in under_way)
+    bar.set_postfix_str(", ".join(runs))
 
 
 def _like(config: RunConfig) -> tuple:
@@ -167,7 +322,7 @@ def _like(config: RunConfig) -> tuple:
 
 
 def _median(values: list[float] | None) -> float | None:
-    return sorted(values)[len(values) // 2] if values else None
+    return statistics.median_high(values) if values else None
 
 
 def _estimate(left: list[RunConfig], took: dict[tuple, list[float]]) -> float | None:

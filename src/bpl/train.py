@@ -18,14 +18,22 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from bpl.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from bpl.compiled import Compiled
 from bpl.config import RunConfig
 from bpl.data import ImageSet, Split, augment, batches, load_images, normalise
 from bpl.methods import REGISTRY, Batch, Material, Method, Training
 from bpl.models import build_model
 from bpl.schedule import SCHEDULES
 
-CHECKPOINT_SECONDS = 20.0  # between two checkpoints: at most this much work is lost to a kill
+CHECKPOINT_SECONDS = 20.0  # between two checkpoints: this much work is lost to a kill
+CHECKPOINT_COST = 0.4  # seconds; where saving takes longer, it is done as much less often: 2 % of the time at most
 EVALUATION_BATCH = 256  # images
+
+Watch = Callable[[int, dict[str, float]], bool]
+
+
+class Stopped(Exception):
+    """A training was told to stop before its last epoch; where it has a checkpoint, it is that of the moment."""
 
 
 @dataclass
@@ -87,6 +95,7 @@ def train(
     checkpoint: Path | None = None,
     dense: Callable[[], nn.Module] | None = None,
     progress: bool = True,
+    watch: Watch | None = None,
 ) -> Trained:
     """Train one network by one method.
 
@@ -97,11 +106,14 @@ def train(
         checkpoint: file to resume from, if it exists, and to save to; None for neither.
         dense: gives the trained dense network to methods that need one; None to train it here and now.
         progress: show a progress bar on standard error.
+        watch: called after every epoch with the number of epochs done and the epoch's values of the curves; where it
+            returns True, the training saves its checkpoint and stops.
 
     Returns:
         The trained and the shipped network, and the curves.
 
     Raises:
+        Stopped: `watch` said so.
         CheckpointError: the checkpoint is corrupt or of another run.
         FloatingPointError: the loss is no longer finite.
         ValueError: the device is not there.
@@ -114,11 +126,9 @@ def train(
         dense = partial(_train_dense, config, images, split, progress)
     method = REGISTRY[config.method](config, Material(images, split.train, dense, fabric.autocast))
     model = build_model(config.arch, len(images.classes), config.image_size, config.width)
-    model = method.prepare(model)
-
-    model = model.to(fabric.device, memory_format=torch.channels_last)  # first: a method's masks follow its device
-
     state = _resume(checkpoint, config, split)
+    model = method.prepare(model) if state is None else method.prepare_again(model, state["method"])
+    model = model.to(fabric.device, memory_format=torch.channels_last)  # first: a method's masks follow its device
     if state is not None:
         model = method.restore(model, state["method"])
         model.load_state_dict(state["model"])
@@ -134,13 +144,14 @@ def train(
         training.epoch, out.curves = state["epoch"], state["curves"]
         out.training_macs, out.seconds = state["training_macs"], state["seconds"]
 
-    saved, counted, macs = time.monotonic(), None, 0
+    saved, pause = time.monotonic(), CHECKPOINT_SECONDS
+    module, counted, macs = None, None, 0
     bar = tqdm(total=config.epochs, initial=training.epoch, desc=config.method, unit="epoch", disable=not progress)
     while training.epoch < config.epochs:
         started = time.monotonic()
-        module = fabric.setup_module(training.model, move_to_device=False)
-        if counted is not training.model:
+        if counted is not training.model:  # the first epoch, and after a method has put a smaller network there
             counted, macs = training.model, method.macs_per_image(training.model)
+            module = _set_up(config, training.model, fabric)
         loss, seen = _epoch(config, stored, to_train, training, module, method, fabric)
         out.training_macs += macs * seen
         training.epoch += 1
@@ -157,9 +168,15 @@ def train(
             out.curves.setdefault(name, []).append(value)
         bar.set_postfix(loss=f"{loss:.3f}", test=f"{row['test']:.1f}")
         bar.update()
-        if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
+        stop = watch is not None and watch(training.epoch, row) and training.epoch < config.epochs
+        if checkpoint is not None and (stop or time.monotonic() - saved > pause):
+            began = time.monotonic()
             _save(checkpoint, config, split, training, method, out)
             saved = time.monotonic()
+            pause = CHECKPOINT_SECONDS * max(1.0, (saved - began) / CHECKPOINT_COST)
+        if stop:
+            bar.close()
+            raise Stopped(f"stopped after epoch {training.epoch} of {config.epochs}")
     bar.close()
     out.network = method.as_trained(training.model.eval()).eval()
     out.small = method.finish(training.model).eval()
@@ -193,6 +210,12 @@ def _fabric(config: RunConfig) -> Any:
         logging.getLogger(package).setLevel(logging.WARNING)  # what it would say is in the record
     mixed = {"float32": "32-true", "bf16": "bf16-mixed"}
     return Fabric(accelerator=config.device, devices=1, precision=mixed[config.precision])
+
+
+def _set_up(config: RunConfig, model: nn.Module, fabric: Any) -> nn.Module:
+    """The network as a step calls it: in the precision of the run, and compiled where the config says so."""
+    set_up = partial(fabric.setup_module, move_to_device=False)
+    return set_up(model) if config.compile == "off" else Compiled(model, config.compile, set_up)
 
 
 def _epoch(

@@ -14,6 +14,7 @@ from bpl.methods.kd import KD
 from bpl.methods.magnitude import Pruned
 from bpl.methods.oed import OED
 from bpl.methods.scratch import Scratch
+from bpl.methods.self_kd import SelfKD
 from bpl.methods.taught import Taught
 
 REGISTRY: dict[str, type[Method]] = {
@@ -26,6 +27,7 @@ REGISTRY: dict[str, type[Method]] = {
     "random": Pruned,
     "hrank": HRank,
     "kd": KD,
+    "self_kd": SelfKD,
     "compact_kd": CompactKD,
     "oed": OED,
     "fcs_mlft": FCSMLFT,

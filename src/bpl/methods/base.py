@@ -128,6 +128,17 @@ class Method:
         """The network to train, made from a fresh dense one."""
         return model
 
+    def prepare_again(self, model: nn.Module, state: dict[str, Any]) -> nn.Module:
+        """What `prepare` returned when the run began, for a run that goes on from a checkpoint.
+
+        Made anew, but for a method that decides something there at a cost: it takes that from the state.
+
+        Args:
+            model: a fresh dense network.
+            state: what `state` returned when the checkpoint was written.
+        """
+        return self.prepare(model)
+
     def training_part(self, indices: Tensor) -> Tensor:
         """The images to train on: all of the training part, but for a method that holds some out."""
         return indices
@@ -202,7 +213,7 @@ class Method:
         """The network to load a checkpoint's weights into.
 
         Args:
-            model: what `prepare` returned.
+            model: what `prepare_again` returned.
             state: what `state` returned when the checkpoint was written.
         """
         return model

@@ -21,7 +21,7 @@ class BPL(Pruned):
     """Partners in training, none in what ships."""
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        grown = grow_partners(model, self.config.partner)
+        grown = grow_partners(super().prepare(model), self.config.partner)
         for block in partner_blocks(grown).values():
             block.keep_outputs = self.config.diversity_form.startswith("feature") and self.config.diversity_weight > 0
         return grown

@@ -83,9 +83,11 @@ class CompactKD(Taught):
         scales = [scale.detach() for scale in channel_scales(network, self.sets)]
         self.first_share = self.cost.total(effective_widths(scales)) / self.cost.full
         self.last_share = self.allowed / self.cost.full
-        mean_scale = float(torch.cat(scales).mean())
-        fixed = self.config.sparsity
-        self.strength = (1 - self.last_share) * mean_scale / self._travel() if fixed is None else fixed
+        self.strength = self.config.sparsity
+        if self.strength is None:  # what takes a gamma of mean size to 0 by the freeze, where nothing holds it
+            travel = self._travel()
+            mean_scale = float(torch.cat(scales).mean())
+            self.strength = (1 - self.last_share) * mean_scale / travel if travel > 0 else 0.0
         self._weigh(scales)
 
     def _travel(self) -> float:

@@ -20,7 +20,7 @@ from bpl.config import RunConfig
 from bpl.distill import distillation_loss
 from bpl.methods.base import Batch, Material, Training
 from bpl.methods.fine_tuned import FineTuned
-from bpl.pruning import prune_masks
+from bpl.pruning import prune_masks, slim
 from bpl.pruning.feature_maps import inner_products, l1_norms, mean_over_images
 from bpl.pruning.masks import choose_masks, highest, prunable_sets
 from bpl.pruning.similarity import cosine_similarities, keep_dissimilar, norm_bins
@@ -71,6 +71,9 @@ class FCSMLFT(FineTuned):
         self.peer_masks: dict[str, Tensor] = {}
 
     # -- feature channels similarity ------------------------------------------------------------------------------
+    def sample(self) -> Tensor:
+        return super().sample()[: 0 if self.config.criterion == "kernel-norm" else None]  # kernels need no image
+
     def choose(self, network: nn.Module) -> dict[str, Tensor]:
         config = self.config
         if config.criterion == "kernel-norm":
@@ -100,14 +103,18 @@ class FCSMLFT(FineTuned):
         network = super().prepare(model)
         if self.peer_masks and all(torch.equal(mask, self.peer_masks[name]) for name, mask in self.masks.items()):
             raise ValueError(
-                f"ratio is {config.ratio} with round_to {config.round_to}: no layer loses a filter, so that the two peers "
-                "of mutual learning would be the same network; allowed is a ratio that removes one, or fine_tune tft"
+                f"ratio is {config.ratio} with round_to {config.round_to}: no layer loses a filter, and the two peers "
+                "of mutual learning would be one network; allowed is a ratio that removes a filter, or fine_tune tft"
             )
         return network
 
-    def network(self) -> nn.Module:
-        first = super().network()
-        return Peers(first, self.pruned(self.peer_masks)) if self.peer_masks else first
+    def prepare_again(self, model: nn.Module, state: dict[str, Any]) -> nn.Module:
+        self.peer_masks = state["peer_masks"]
+        return super().prepare_again(model, state)
+
+    def network(self, dense: nn.Module) -> nn.Module:
+        first = super().network(dense)
+        return Peers(first, slim(dense, self.peer_masks).requires_grad_(True)) if self.peer_masks else first
 
     def loss(self, training: Training, batch: Batch, outputs: Any) -> Tensor:
         config = self.config
@@ -127,10 +134,5 @@ class FCSMLFT(FineTuned):
     def finish(self, model: nn.Module) -> nn.Module:
         return super().finish(self.as_shipped(model))
 
-    # -- checkpoints ----------------------------------------------------------------------------------------------
     def state(self) -> dict[str, Any]:
         return super().state() | {"peer_masks": self.peer_masks}
-
-    def restore(self, model: nn.Module, state: dict[str, Any]) -> nn.Module:
-        self.peer_masks = state["peer_masks"]
-        return super().restore(model, state)

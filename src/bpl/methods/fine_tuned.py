@@ -52,17 +52,17 @@ class FineTuned(Taught):
         """The images looked at, normalised and not augmented, (B, 3, H, W) each."""
         return (self.material.inputs(indices) for indices in self.sample().split(self.config.batch_size))
 
-    def pruned(self, masks: dict[str, Tensor]) -> nn.Module:
-        """A copy of the dense network without the filters that masks remove, to be trained."""
-        return slim(self.teacher, masks).requires_grad_(True)
-
-    def network(self) -> nn.Module:
-        """The network to train, made from the dense one by the masks chosen."""
-        return self.pruned(self.masks)
+    def network(self, dense: nn.Module) -> nn.Module:
+        """The network to train: a copy of a dense one without the filters that the masks remove."""
+        return slim(dense, self.masks).requires_grad_(True)
 
     def prepare(self, model: nn.Module) -> nn.Module:
         self.masks = self.choose(self.teacher)
-        return self.network()
+        return self.network(self.teacher)
+
+    def prepare_again(self, model: nn.Module, state: dict[str, Any]) -> nn.Module:
+        self.masks = state["masks"]
+        return self.network(model)  # the shape is all that counts: the weights come from the checkpoint
 
     def macs_before(self) -> int:
         looked_at = count_macs(self.teacher, self.config.image_size) * len(self.sample())
@@ -70,7 +70,3 @@ class FineTuned(Taught):
 
     def state(self) -> dict[str, Any]:
         return {"masks": self.masks}
-
-    def restore(self, model: nn.Module, state: dict[str, Any]) -> nn.Module:
-        self.masks = state["masks"]
-        return self.network()

@@ -2,9 +2,9 @@
 
     score(filter) = mean over images of rank(its output map, as an H x W matrix)
 
-The paper and its code prune and fine-tune layer after layer; here all layers are pruned at once and fine-tuned together,
-as everywhere in this library. A map of H x W pixels has at most rank min(H, W), so that in deep layers of small images
-many filters score the same: of equal ones the first stay.
+The released code prunes and fine-tunes layer after layer; here all layers are pruned at once and fine-tuned together.
+A map of H x W pixels has at most rank min(H, W), so that in the deep layers of small images many filters score alike:
+of equal ones the first stay.
 """
 
 from torch import Tensor, nn

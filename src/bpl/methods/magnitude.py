@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bpl.config import RunConfig
+from bpl.hardware import config_widths
 from bpl.methods.base import Material, Method, Training
 from bpl.partner import fuse_partners, partner_blocks
 from bpl.pruning import MaskHolder, prune_masks, slim
@@ -26,7 +27,8 @@ class Pruned(Method):
     """Ranks filters in training, freezes the ranking, ships the slimmed network.
 
     Args:
-        config: the run: `ratio`, `criterion`, `mask`, `mask_every`, `freeze_at`, `slim_at`, `scope`, `round_to`.
+        config: the run: `ratio`, `criterion`, `mask`, `mask_every`, `freeze_at`, `slim_at`, `scope`, `round_to`,
+            `target`.
         material: not used.
     """
 
@@ -34,10 +36,15 @@ class Pruned(Method):
         super().__init__(config, material)
         self.freeze_epoch = config.freeze_epoch
         self.slim_epoch = {"freeze": config.freeze_epoch, "none": None}.get(config.slim_at, config.slim_at)
+        self.widths: dict[str, int] | None = None  # where the run has a target
         self.masks: dict[str, Tensor] | None = None
         self.frozen = False
         self.slimmed = False
         self._holder: MaskHolder | None = None  # acts after every step, once masks are frozen and not yet slimmed
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        self.widths = config_widths(self.config, model)
+        return model
 
     # -- ranking and freezing -------------------------------------------------------------------------------------
     def after_step(self, training: Training) -> None:
@@ -59,11 +66,11 @@ class Pruned(Method):
         elif config.mask == "soft" and training.epoch % config.mask_every == 0:
             self.masks = self._rank(training.model)
             MaskHolder(training.model, self.masks, filters_only=True).apply()
-        return {"mask_changes": _share_changed(before, self.masks)}
+        return {"mask_changes": share_changed(before, self.masks)}
 
     def _rank(self, model: nn.Module) -> dict[str, Tensor]:
         c = self.config
-        return prune_masks(model, c.ratio, c.criterion, c.scope, c.round_to, seed=c.seed)
+        return prune_masks(model, c.ratio, c.criterion, c.scope, c.round_to, seed=c.seed, widths=self.widths)
 
     def _freeze(self, training: Training) -> None:
         self.frozen = True
@@ -130,7 +137,7 @@ class _OriginalFilters(MaskHolder):
         self.masks = [self.masks[i] for i in kept]
 
 
-def _share_changed(before: dict[str, Tensor] | None, after: dict[str, Tensor] | None) -> float:
+def share_changed(before: dict[str, Tensor] | None, after: dict[str, Tensor] | None) -> float:
     """Share of the pruned filters that were not pruned at the ranking before."""
     if after is None or before is None:
         return 0.0

@@ -8,11 +8,12 @@
 
 The penalty's factor lambda is `sparsity` where it is given. Else it is the multiplier of sum m <= (number of blocks) *
 (1 - share of the search that is over), so that blocks vanish one after another, at a steady pace, until the network is
-as near to its budget as whole blocks allow: at the latest after half of the epochs. Then the masks are folded and the
-copies go on teaching one another.
+as near to its budget as whole blocks allow: at the latest at the freeze, after half of the epochs. Then the masks are
+folded, and the copies go on teaching one another.
 """
 
 import copy
+import math
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -29,9 +30,7 @@ from bpl.methods.base import Batch, Material, Method, Training
 from bpl.models import build_model
 from bpl.partner import replace_module
 from bpl.pruning import prune_masks, slim
-from bpl.residual_blocks import fold_masks, mask_blocks, remove_blocks, residual_blocks
-
-SEARCH = 0.5  # share of the epochs after which the blocks that stay are fixed, at the latest
+from bpl.residual_blocks import branch_costs, fold_masks, mask_blocks, remove_blocks, residual_blocks
 
 
 class OnlineEnsemble(nn.Module):
@@ -59,7 +58,7 @@ class OnlineEnsemble(nn.Module):
         self.teacher = nn.Linear(len(networks) * features, classes)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits of the first copy in evaluation mode; in training those of all copies, (K, B, classes), and the teacher's."""
+        """In training the logits of all copies, (K, B, classes), and the teacher's; else those of the first copy."""
         if not self.training:
             return self.classifiers[0](self.copies[0](x))  # (B, classes)
         features = [network(x) for network in self.copies]  # K x (B, features)
@@ -97,7 +96,7 @@ class OED(Method):
     """Whole residual blocks go, while copies of the network and their ensemble teach one another.
 
     Args:
-        config: the run: `copies`, `distill_weight`, `temperature`, and `budget`, `ratio` or `sparsity`.
+        config: the run: `copies`, `distill_weight`, `temperature`, `freeze_at`, and `budget`, `ratio` or `sparsity`.
         material: gives the number of training images.
     """
 
@@ -107,7 +106,6 @@ class OED(Method):
             raise ValueError(
                 f"sparsity is {config.sparsity:g} and budget is {config.budget}: give one of them, the other follows"
             )
-        self.search_epochs = max(1, round(SEARCH * config.epochs))
         self.steps_an_epoch = max(1, len(material.train) // config.batch_size)
         self.removed: list[str] = []  # blocks, in the order in which they went
         self.frozen = False  # blocks and masks are final
@@ -123,21 +121,21 @@ class OED(Method):
         return OnlineEnsemble([model, *others])
 
     def _weigh(self, model: nn.Module) -> None:
-        """Set `costs`, a block's share of the network's cost, and `target`, the share that shall stay; None: whatever."""
+        """Set `costs`, each block's share of the network's cost, and `target`, the share that is to stay, if any is."""
         config = self.config
         budget = Budget("macs", 1.0) if config.budget is None else Budget.parse(config.budget)
         dense = budget.cost_of(model, config.image_size)
-        without = (remove_blocks(copy.deepcopy(model), [name]) for name in self.names)
-        self.costs = [1 - budget.cost_of(network, config.image_size) / dense for network in without]
+        self.costs = [cost / dense for cost in branch_costs(model, budget.cost, config.image_size).values()]
         self.target = None if config.sparsity is not None else budget.share
         if config.sparsity is None and config.budget is None:
             self.target = budget.cost_of(slim(model, prune_masks(model, config.ratio)), config.image_size) / dense
         least = 1 - sum(self.costs)
         if self.target is not None and self.target < least:
+            smallest = math.ceil(least * 1e3) / 1e3
             asked = f"ratio {config.ratio:g}" if config.budget is None else f"budget {budget}"
             raise ValueError(
-                f"{asked} asks for {self.target:.3f} of the {budget.cost} of {config.arch}, but {least:.3f} stay without "
-                f"all of its {len(self.names)} residual blocks: the smallest budget is {budget.cost}:{least + 5e-4:.3f}"
+                f"{asked} asks for {self.target:.3f} of the {budget.cost} of {config.arch}, but {least:.3f} stay when "
+                f"all {len(self.names)} residual blocks are gone: the smallest budget is {budget.cost}:{smallest:g}"
             )
 
     # -- closed-loop distillation ---------------------------------------------------------------------------------
@@ -174,7 +172,7 @@ class OED(Method):
         if self.config.sparsity is not None:
             threshold = step * self.config.sparsity
         else:
-            done = (epoch + (len(self._penalties) + 1) / self.steps_an_epoch) / self.search_epochs
+            done = (epoch + (len(self._penalties) + 1) / self.steps_an_epoch) / self.config.freeze_epoch
             threshold = threshold_to_sum(z, len(z) * max(0.0, 1 - done))
         self._penalties.append(threshold / step if step else 0.0)
         return shrink_nonnegative(z, threshold)
@@ -214,10 +212,10 @@ class OED(Method):
         return {"lambda": penalty, "blocks": float(kept.sum()), "cost_share": self._share(kept)} | masks
 
     def _remove(self, training: Training) -> None:
-        """Remove blocks whose mask is 0; at the end of the search the final choice, and fold the masks of the others."""
+        """Remove the blocks of mask 0; at the freeze those of the final choice, and fold the masks of the others."""
         masks = self.fista.x
         gone = [name for name, m in self._values().items() if m == 0]
-        if training.epoch >= self.search_epochs and self._chosen is None:
+        if training.epoch >= self.config.freeze_epoch and self._chosen is None:
             self._chosen = gone if self.target is None else self._nearest(masks)
         self.frozen = self._chosen is not None
         new = [name for name in (self._chosen if self.frozen else gone) if name not in self.removed]

@@ -3,5 +3,6 @@
 from bpl.pruning.criteria import CRITERIA
 from bpl.pruning.masks import MaskHolder, apply_masks, prune_masks
 from bpl.pruning.slim import slim
+from bpl.pruning.zeros import masks_of_zeros
 
-__all__ = ["CRITERIA", "MaskHolder", "apply_masks", "prune_masks", "slim"]
+__all__ = ["CRITERIA", "MaskHolder", "apply_masks", "masks_of_zeros", "prune_masks", "slim"]

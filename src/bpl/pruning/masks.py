@@ -4,7 +4,7 @@ Mask keys are the convolutions' names in the plain network; they stay the same a
 them. A mask is a bool tensor with one entry per filter, True = kept.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +93,7 @@ def prune_masks(
     round_to: int = 1,
     *,
     seed: int = 0,
+    widths: Mapping[str, int] | None = None,
 ) -> dict[str, Tensor]:
     """Rank the filters of every layer and mark the least important ones as pruned.
 
@@ -104,13 +105,16 @@ def prune_masks(
             groups tied by additions are pruned together as well, by the mean of their members' normalised scores.
         round_to: round the kept widths to the nearest multiple of this.
         seed: seed of the ``random`` criterion.
+        widths: conv name -> how many of its filters stay, for widths that differ from layer to layer
+            (`bpl.hardware.widths_for`); ratio and round_to are then not read.
 
     Returns:
         Conv name in the plain network -> bool tensor (N,) on the CPU, True = kept. A depthwise conv shares the mask of
         the conv before it.
 
     Raises:
-        ValueError: ratio outside [0, 1), round_to below 1, unknown criterion or scope, or nothing that can be pruned.
+        ValueError: ratio outside [0, 1), round_to below 1, unknown criterion or scope, widths that do not fit, or
+            nothing that can be pruned.
     """
     if criterion not in CRITERIA:
         raise ValueError(f"unknown criterion {criterion!r}: allowed are {', '.join(CRITERIA)}")
@@ -118,23 +122,43 @@ def prune_masks(
     generator = torch.Generator().manual_seed(seed)
 
     def choose(channels: Channels, kept: int) -> Tensor:
-        return highest([CRITERIA[criterion](_filters_of(graph, name, generator)) for name in channels.convs], kept)
+        return highest(scores_of(graph, channels, criterion, generator), kept)
 
-    return choose_masks(graph, ratio, scope, round_to, choose)
+    return choose_masks(graph, ratio, scope, round_to, choose, widths)
+
+
+def scores_of(graph: ChannelGraph, channels: Channels, criterion: str, generator: torch.Generator) -> list[Tensor]:
+    """A criterion's scores of a channel set's channels, (N,) in float64 for each convolution that produces them.
+
+    Args:
+        graph: the network's channel analysis.
+        channels: one of its sets.
+        criterion: a key of `bpl.pruning.CRITERIA`.
+        generator: source of chance for the random criterion.
+    """
+    return [CRITERIA[criterion](_filters_of(graph, name, generator)) for name in channels.convs]
+
+
+def joint_score(scores: list[Tensor]) -> Tensor:
+    """One score (N,) for each channel of a set: the mean over its convolutions, each normalised to mean 1.
+
+    Args:
+        scores: one tensor (N,) for each convolution of a channel set, none negative.
+    """
+    return torch.stack([s / s.mean().clamp_min(1e-30) for s in scores]).mean(0)  # (N,)
 
 
 def highest(scores: list[Tensor], kept: int) -> Tensor:
     """Keep the channels of highest score.
 
     Args:
-        scores: one tensor (N,) for each convolution of a channel set, none negative; each is normalised to mean 1, and
-            the channel's score is the mean over the convolutions.
+        scores: one tensor (N,) for each convolution of a channel set, none negative (`joint_score`).
         kept: how many channels stay; of equal ones the first.
 
     Returns:
         Bool tensor (N,), True = kept.
     """
-    score = torch.stack([s / s.mean().clamp_min(1e-30) for s in scores]).mean(0)  # (N,)
+    score = joint_score(scores)
     mask = torch.zeros(len(score), dtype=torch.bool)
     mask[score.argsort(descending=True, stable=True)[:kept]] = True
     return mask
@@ -146,6 +170,7 @@ def choose_masks(
     scope: str,
     round_to: int,
     choose: Callable[[Channels, int], Tensor],
+    widths: Mapping[str, int] | None = None,
 ) -> dict[str, Tensor]:
     """Masks of every prunable layer: how many filters stay is the same for all methods, which ones `choose` says.
 
@@ -155,12 +180,14 @@ def choose_masks(
         scope: ``inner`` or ``all``.
         round_to: round the kept widths to the nearest multiple of this.
         choose: from a channel set and the number of its channels that stay to a bool tensor (N,) on the CPU.
+        widths: conv name -> how many of its filters stay, in place of ratio and round_to.
 
     Returns:
         Conv name in the plain network -> bool tensor (N,), in forward order; the convs of a set have the same mask.
 
     Raises:
-        ValueError: ratio outside [0, 1), round_to below 1, unknown scope, or nothing that can be pruned.
+        ValueError: ratio outside [0, 1), round_to below 1, unknown scope, widths that do not fit, or nothing that can
+            be pruned.
     """
     if not 0 <= ratio < 1:
         raise ValueError(f"ratio is {ratio}: the share of filters removed must be at least 0 and less than 1")
@@ -170,12 +197,23 @@ def choose_masks(
     if not sets:
         raise ValueError(
             f"nothing to prune in {type(graph.model).__name__} with scope {scope!r}: every channel is tied or fixed"
+            + graph.what_is_closed()
         )
     masks: dict[str, Tensor] = {}
     for channels in sets:
-        mask = choose(channels, kept_filters(channels.size, ratio, round_to))
+        uniform = kept_filters(channels.size, ratio, round_to)
+        mask = choose(channels, uniform if widths is None else _given_width(channels, widths))
         masks |= {name: mask.clone() for name in channels.convs}
     return {name: masks[name] for name in graph.sites if name in masks}
+
+
+def _given_width(channels: Channels, widths: Mapping[str, int]) -> int:
+    """The width that a set's convolutions are given; a ValueError where there is none, or none that it can have."""
+    name = channels.convs[0]
+    width = widths.get(name)
+    if isinstance(width, bool) or not isinstance(width, int) or not 1 <= width <= channels.size:
+        raise ValueError(f"the width of {name!r} is {width!r}: it must be a whole number of 1 to {channels.size}")
+    return width
 
 
 def check_masks(graph: ChannelGraph, masks: dict[str, Tensor]) -> None:

@@ -48,9 +48,9 @@ def norm_bins(norms: Tensor, bins: int, seed: int) -> Tensor:
 def keep_dissimilar(norms: Tensor, cosines: Tensor, labels: Tensor, kept: int) -> Tensor:
     """Remove redundant channels until `kept` are left.
 
-    Channels that are 0 everywhere go first. Then, again and again, of the two most similar channels that are left in one
-    bin, the one of smaller norm goes. Where every bin is down to one channel and more must go, pairs across bins follow,
-    in the same order.
+    Channels that are 0 everywhere go first. Then, again and again, of the two most similar channels that are left in
+    one bin, the one of smaller norm goes. Where every bin is down to one channel and more must go, pairs across bins
+    follow, in the same order.
 
     Args:
         norms: (N,) L1 norms of the channels' maps.

@@ -1,7 +1,7 @@
 """Tables, figures and sentences made from records; nothing here knows of data, training or networks."""
 
 from bpl.report.claims import Claim, claim
-from bpl.report.curves import curves
+from bpl.report.curves import curves, residuals, strengths
 from bpl.report.display import Drawing, Markdown
 from bpl.report.figures import difference_to_dense, price, tradeoff
 from bpl.report.rows import ReportError, Row, collect, control, find, group, lacking, of_method
@@ -36,6 +36,8 @@ __all__ = [
     "paired_difference",
     "price",
     "ranking",
+    "residuals",
+    "strengths",
     "summarise",
     "tradeoff",
 ]

@@ -1,5 +1,7 @@
 """What happened while training, epoch by epoch, as mean over seeds."""
 
+import itertools
+
 import numpy as np
 
 from bpl.report.display import Drawing, Markdown
@@ -46,6 +48,63 @@ def curves(rows: list[Row], name: str = "validation") -> Drawing | Markdown:
     axes.set_xlabel("Epoch")
     axes.set_ylabel(TITLES.get(name, name.replace("_", " ")))
     return drawing(figure, f"{TITLES.get(name, name)} against the epoch, mean over seeds")
+
+
+def strengths(rows: list[Row]) -> Drawing | Markdown:
+    """How strongly DDSL distilled (alpha) and pulled towards sparsity (rho), on a logarithmic axis.
+
+    Args:
+        rows: rows; those that are not of DDSL are left out. Rho ends where the masks freeze.
+
+    Returns:
+        The figure; one sentence where no row is left.
+    """
+    names = {"distill_strength": "distillation", "sparsity_strength": "sparsity"}
+    return _log_curves(rows, names, "Strength", "Strength of distillation and of sparsity against the epoch")
+
+
+def residuals(rows: list[Row]) -> Drawing | Markdown:
+    """DDSL's residuals, W - Z (primal) and the last change of Z (dual), on a logarithmic axis.
+
+    Args:
+        rows: rows; those that are not of DDSL are left out. Both curves end where the masks freeze.
+
+    Returns:
+        The figure; one sentence where no row is left.
+    """
+    names = {"primal_residual": "primal", "dual_residual": "dual"}
+    return _log_curves(rows, names, "Residual over the norm of the weights", "Residuals of ADMM against the epoch")
+
+
+def _log_curves(rows: list[Row], names: dict[str, str], what: str, title: str) -> Drawing | Markdown:
+    """Several curves of each row: a colour for each curve, a line style for each row; values of 0 are not drawn."""
+    drawn = [row for row in rows if all(name in record.curves for record in row.records for name in names)]
+    if not drawn:
+        return Markdown(NO_RECORDS)
+    figure, axes = new_axes(height=3.8)
+    ends = []
+    for row, style in zip(drawn, itertools.cycle(("-", "--", ":", "-."))):
+        for (name, word), colour in zip(names.items(), SERIES, strict=False):
+            values = np.array([record.curves[name] for record in row.records])  # (seeds, epochs)
+            there = (values > 0).all(axis=0)
+            if not there.any():
+                continue
+            logs, epochs = np.log10(values[:, there]), 1 + np.flatnonzero(there)
+            axes.plot(epochs, logs.mean(axis=0), style, color=colour, linewidth=1.6)
+            if len(values) > 1:
+                axes.fill_between(epochs, logs.min(axis=0), logs.max(axis=0), color=colour, alpha=0.15, linewidth=0)
+            ends.append((epochs[-1], logs[:, -1].mean(), colour, f"{word}: {_label(row, drawn)}"))
+    axes.set_xlim(0, max(len(record.curves["loss"]) for row in drawn for record in row.records))
+    if not ends:
+        return Markdown(NO_RECORDS)
+    low, high = axes.get_ylim()
+    ticks = [digit * 10.0**power for power in range(-6, 7) for digit in (1, 2, 5)]
+    axes.set_yticks([np.log10(tick) for tick in ticks], [f"{tick:g}" for tick in ticks])
+    axes.set_ylim(low, high)
+    label_at_right(axes, ends)
+    axes.set_xlabel("Epoch")
+    axes.set_ylabel(what)
+    return drawing(figure, f"{title}, geometric mean over seeds")
 
 
 def _label(row: Row, rows: list[Row]) -> str:

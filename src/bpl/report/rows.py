@@ -277,7 +277,7 @@ def control(rows: list[Row], row: Row, method: str) -> Row | None:
         other
         for other in rows
         if other.method == method
-        and (method == "dense" or (other.ratio, other.config["scope"]) == (row.ratio, row.config["scope"] or "inner"))
+        and (method == "dense" or _size(other) == _size(row))
         and all(other.config[name] == row.config[name] for name in _PROTOCOL)
     ]
     return found[0] if len(found) == 1 else None
@@ -295,6 +295,11 @@ def of_method(rows: list[Row], method: str) -> list[Row]:
     """
     ratios = {row.ratio for row in rows if row.method == method}
     return [row for row in rows if row.method in ("dense", method) or (row.method == "scratch" and row.ratio in ratios)]
+
+
+def _size(row: Row) -> tuple[float, str, str | None]:
+    """What decides how large a pruned network is."""
+    return row.ratio, row.config["scope"] or "inner", row.config["target"]
 
 
 def lacking(configs: Iterable[RunConfig], source: str = "real", folder: Path | None = None) -> list[RunConfig]:

@@ -130,9 +130,20 @@ def _finish(
 ) -> Markdown:
     if not rows:
         return Markdown("No run of this table is recorded yet.")
+    text = numbered_table(header, lines, caption, name)
+    return Markdown(f"{text}\n\n{sources_of(rows)}" if sources else text)
+
+
+def numbered_table(header: Sequence[str], lines: Sequence[Sequence[str]], caption: str, name: str) -> str:
+    """A table that the book numbers and a viewer of Markdown shows all the same, as Markdown.
+
+    Args:
+        header: names of the columns; the first is set at the left, the others at the right.
+        lines: the cells of each line.
+        caption: what the table shows.
+        name: label for cross-references, unique in the book.
+    """
     table = "\n".join(
         "| " + " | ".join(cells) + " |" for cells in (header, [":---", *["---:"] * (len(header) - 1)], *lines)
     )
-    # A colon fence: the book numbers the table, and a viewer that does not know the fence shows it all the same.
-    text = f":::{{table}} {caption}\n:name: {name}\n:class: wide\n\n{table}\n\n:::"
-    return Markdown(f"{text}\n\n{sources_of(rows)}" if sources else text)
+    return f":::{{table}} {caption}\n:name: {name}\n:class: wide\n\n{table}\n\n:::"

@@ -1,0 +1,218 @@
+"""Widths that meet a target on this machine: a share of the dense network's latency, MACs or parameters.
+
+A uniform ratio cuts every layer alike; what a layer's channels cost differs from layer to layer, and time is no
+multiple of multiply-accumulates. `widths_for` takes each layer's cost (counted, or measured by `bpl.layer_times`), lets
+`bpl.pruning.width_search` choose, and for a latency then times the whole network, in turns with the dense one, and
+searches again with a corrected limit until the target is met: what lies between the convolutions is in no table.
+
+A latency is that of the network as it is deployed: under onnxruntime, on the threads that torch uses, one image at a
+time unless asked otherwise. It belongs to this machine: elsewhere the same target gives other widths. The widths do not
+depend on weights or seeds where no criterion is given, so that the runs of one table row are networks of one size.
+"""
+
+import fcntl
+import hashlib
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bpl.atomic import write_atomic
+from bpl.budget import TARGETS, Budget
+from bpl.channels import ChannelGraph
+from bpl.config import RunConfig
+from bpl.layer_times import LatencyCost, LayerTimes
+from bpl.measure import forward_pass, in_turns, quartiles
+from bpl.paths import work_folder
+from bpl.pruning.channel_cost import ChannelCost
+from bpl.pruning.masks import prunable_sets, prune_masks, scores_of
+from bpl.pruning.slim import slim
+from bpl.pruning.width_search import OutOfReach, kept_importance, search_widths, width_options
+
+TRIES = 5  # searches with a corrected limit, each followed by a measurement
+CLOSE = 0.95  # of the target: near enough to it to stop searching
+ROUNDS = 9  # in which the dense and the smaller network take turns
+
+
+@dataclass(frozen=True)
+class Found:
+    """Widths that meet a target.
+
+    Attributes:
+        widths: conv name -> how many of its filters stay, as `prune_masks` takes them.
+        share: share of the dense network's cost that they leave, counted or measured.
+    """
+
+    widths: dict[str, int]
+    share: float
+
+
+def widths_for(
+    model: nn.Module,
+    target: Budget | str,
+    image_size: int,
+    *,
+    scope: str = "inner",
+    round_to: int = 1,
+    criterion: str | None = None,
+    batch_size: int = 1,
+    times: LayerTimes | None = None,
+    measure: Callable[[nn.Module], float] | None = None,
+) -> Found:
+    """Choose how many filters each layer keeps so that the network meets a target.
+
+    Args:
+        model: the dense network, without partners.
+        target: such as ``latency:0.3``, ``macs:0.3`` or ``params:0.3``: the share that may stay.
+        image_size: height and width of the images in pixels.
+        scope: ``inner`` or ``all``, as for `prune_masks`.
+        round_to: multiple that widths are rounded to.
+        criterion: a key of `bpl.pruning.CRITERIA` that says which channels of a trained network matter; None for all
+            channels of a layer alike.
+        batch_size: images in a pass whose latency is meant.
+        times: a table of layer times to go on with; None for a new one.
+        measure: from a smaller network to its share of the dense one's time; None to time both under onnxruntime.
+
+    Returns:
+        The widths, and the share that they leave: at most the target's.
+
+    Raises:
+        ValueError: the target cannot be read, or cannot be met; the message says what the smallest reachable is.
+    """
+    target = Budget.parse(target, "target", TARGETS) if isinstance(target, str) else target
+    graph = ChannelGraph(model)
+    sets = prunable_sets(graph, scope)
+    options = [width_options(channels.size, round_to) for channels in sets]
+    chance = torch.Generator().manual_seed(0)
+    importance = [
+        kept_importance(s.size, None if criterion is None else scores_of(graph, s, criterion, chance)) for s in sets
+    ]
+    if target.cost != "latency":
+        cost = ChannelCost(graph, sets, target.cost, image_size)
+    else:
+        cost = LatencyCost(graph, sets, image_size, times or LayerTimes(batch_size))
+        measure = measure or measured_share(model, image_size, batch_size)
+
+    def named(widths: list[int]) -> dict[str, int]:
+        return {name: width for channels, width in zip(sets, widths, strict=True) for name in channels.convs}
+
+    def share_of(widths: list[int]) -> float:
+        if target.cost != "latency":
+            return cost.total(widths) / cost.full
+        return measure(slim(model, prune_masks(model, 0, scope=scope, widths=named(widths))))
+
+    best, limit = None, target.share * cost.full
+    for _ in range(TRIES if target.cost == "latency" else 1):
+        try:
+            widths = search_widths(options, importance, cost.total, limit)
+        except OutOfReach as error:
+            widths = error.widths
+        share = share_of(widths)
+        if share <= target.share and (best is None or share > best.share):
+            best = Found(named(widths), share)
+        if CLOSE * target.share <= share <= target.share:
+            break
+        limit *= 0.99 * target.share / share
+    if best is None:
+        least = share_of([widths[0] for widths in options])
+        if least > target.share:
+            raise ValueError(
+                f"target {target} cannot be met by {type(model).__name__} with scope {scope!r} and widths rounded to "
+                f"{round_to}: the smallest reachable is {target.cost}:{least:.3f}"
+            )
+        best = Found(named([widths[0] for widths in options]), least)
+    return best
+
+
+def measured_share(model: nn.Module, image_size: int, batch_size: int = 1) -> Callable[[nn.Module], float]:
+    """Times smaller networks against a dense one under onnxruntime.
+
+    Args:
+        model: the dense network.
+        image_size: height and width of the images in pixels.
+        batch_size: images in a pass.
+
+    Returns:
+        A function from a smaller network to its share of the dense one's time: the median over rounds in which the two
+        take turns.
+    """
+    dense = forward_pass(model, image_size, "onnxruntime")(batch_size)
+
+    def share(small: nn.Module) -> float:
+        run = forward_pass(small, image_size, "onnxruntime")(batch_size)
+        times = in_turns({"dense": dense, "small": run}, ROUNDS, warm_up=2)
+        return quartiles([a / b for a, b in zip(times["small"], times["dense"], strict=True)])[1]
+
+    return share
+
+
+def config_widths(config: RunConfig, model: nn.Module) -> dict[str, int] | None:
+    """The widths that a run's `target` asks for; None where it has none, and the ratio counts.
+
+    They are kept in a file among the runs' checkpoints: a run that is resumed, and the other seeds of its row, get the
+    widths that the first one found.
+
+    Args:
+        config: the run.
+        model: its dense network, without partners.
+
+    Raises:
+        ValueError: the target cannot be met.
+    """
+    if config.target is None:
+        return None
+    asked = {
+        "target": config.target, "scope": config.scope, "round_to": config.round_to, "image_size": config.image_size,
+        "layers": {name: list(weight.shape) for name, weight in model.named_parameters()},
+    }  # fmt: skip
+    if config.target.startswith("latency"):
+        asked["machine"] = machine()
+    name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+    path = work_folder() / "widths" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_suffix(".lock"), "w") as lock:  # of two runs at once the second waits for the first
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            found = widths_for(model, config.target, config.image_size, scope=config.scope, round_to=config.round_to)
+            content = {"share": found.share, "widths": found.widths, "asked": asked}
+            write_atomic(path, json.dumps(content, indent=1).encode())
+    return _read_widths(path)
+
+
+def _read_widths(path: Path) -> dict[str, int]:
+    try:
+        return json.loads(path.read_text())["widths"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"the widths in {path} cannot be read ({error}): delete the file to search again") from None
+
+
+def machine() -> dict[str, Any]:
+    """What a time depends on besides the network."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    def version_of(package: str) -> str | None:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    return {
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{package: version_of(package) for package in ("torch", "onnxruntime")},
+    }
+
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Name of the processor, as the system gives it."""
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return " ".join(line.partition(":")[2].split())
+    return platform.processor() or platform.machine()

@@ -1,0 +1,263 @@
+"""Classify image files with a network that was shipped: the pixels are decoded as they were for its training."""
+
+import csv
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bpl.data import DataError, normalise
+from bpl.data.folders import SUFFIXES, decode
+from bpl.export import FORMAT, ModelFileError, load_model, open_session, parse_description, read_description
+from bpl.shipped import find_shipped
+
+TOP = 5  # classes in a row
+_WORKERS = 4  # threads that decode; Pillow releases the interpreter lock
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A network with all that stands between a file and a class name.
+
+    Attributes:
+        source: the file it was read from.
+        classes: class names, in the order of the logits.
+        mean: per-channel mean of the training images, 0..1.
+        std: per-channel standard deviation of the training images, 0..1.
+        image_size: height and width in pixels.
+        network: normalised images (B, 3, H, W) float32 -> logits (B, classes).
+    """
+
+    source: Path
+    classes: tuple[str, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    image_size: int
+    network: Callable[[Tensor], Tensor]
+
+    def probabilities(self, pixels: Tensor) -> Tensor:
+        """Class probabilities of decoded images.
+
+        Args:
+            pixels: (B, 3, H, W) uint8, of the network's image size.
+
+        Returns:
+            (B, classes) float64; the softmax of the logits.
+
+        Raises:
+            ModelFileError: the logits are not finite, or not as many as there are class names.
+        """
+        logits = self.network(normalise(pixels, self.mean, self.std)).double()
+        if logits.shape != (len(pixels), len(self.classes)):
+            raise ModelFileError(f"{self.source} gives {logits.shape[1]} logits for {len(self.classes)} classes")
+        if not logits.isfinite().all():
+            raise ModelFileError(f"{self.source} gives logits that are not finite: its weights are damaged")
+        return logits.softmax(1)
+
+
+def load_classifier(model: str | Path, *, work: Path | None = None) -> Classifier:
+    """Read a network to classify images with.
+
+    Args:
+        model: an ONNX file that `bpl.export_onnx` wrote, or whatever `bpl.shipped.find_shipped` finds: a run's name,
+            record, folder or safetensors file, or ``demo``.
+        work: folder of the runs' networks; None for ``_build/runs``.
+
+    Returns:
+        The classifier, on the CPU.
+
+    Raises:
+        ModelFileError: missing, damaged, of another version, or without what classifying needs.
+    """
+    if Path(model).suffix == ".onnx":
+        return _from_onnx(Path(model))
+    weights = find_shipped(model, work=work).weights
+    description = read_description(weights)
+    image_size = _image_size(description, weights)
+    network = load_model(weights).float()
+
+    @torch.inference_mode()
+    def run(images: Tensor) -> Tensor:
+        return network(images)
+
+    return Classifier(weights, *_use(description, weights), image_size, run)
+
+
+def _image_size(description: dict[str, Any], source: Path) -> int:
+    arch = description.get("arch")
+    size = arch.get("image_size") if isinstance(arch, dict) else None
+    if isinstance(size, bool) or not isinstance(size, int):
+        raise ModelFileError(f"{source} names no network of build_model: export it as ONNX from Python, and use that")
+    return size
+
+
+def _use(description: dict[str, Any], source: Path) -> tuple[tuple[str, ...], tuple[float, ...], tuple[float, ...]]:
+    """Classes, mean and deviation from a description, which may hold anything."""
+
+    def has(key: str, kind: type | tuple[type, ...]) -> bool:
+        values = description.get(key)
+        return isinstance(values, list) and all(isinstance(value, kind) for value in values)
+
+    if not (has("classes", str) and description["classes"]):
+        raise ModelFileError(f"{source} does not name its classes: save it with classes, mean and std")
+    for key, least in (("mean", -math.inf), ("std", 0)):
+        values = description.get(key)
+        numbers = has(key, (int, float)) and len(values) == 3
+        if not numbers or not all(math.isfinite(value) and value > least for value in values):
+            raise ModelFileError(f"{source} has {key} {values!r}: three numbers are needed, save it with mean and std")
+    return tuple(description["classes"]), tuple(description["mean"]), tuple(description["std"])
+
+
+def _from_onnx(path: Path) -> Classifier:
+    """A classifier from an ONNX file, float or quantised, run by onnxruntime."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelFileError(f"network {path} cannot be read: {error}") from error
+    session = open_session(content, path)
+    metadata = session.get_modelmeta().custom_metadata_map
+    if FORMAT not in metadata:
+        raise ModelFileError(f"{path} has no metadata {FORMAT!r}: it was not written by this library")
+    use = _use(parse_description(metadata[FORMAT], path), path)
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    shape = inputs[0].shape
+    if len(inputs) != 1 or len(shape) != 4 or shape[1] != 3 or not isinstance(shape[3], int) or shape[2] != shape[3]:
+        raise ModelFileError(f"{path} does not take square images of one size: its input is {shape}")
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run([outputs[0].name], {inputs[0].name: images.numpy()})[0])
+
+    return Classifier(path, *use, shape[3], run)
+
+
+# -- files --------------------------------------------------------------------------------------------------------
+def find_images(paths: Iterable[str | Path]) -> list[Path]:
+    """The image files that a user means.
+
+    Args:
+        paths: files, taken whatever they are called, and folders, searched with all that is below them for files with
+            an image's suffix; hidden ones are passed over.
+
+    Returns:
+        The files, those of a folder sorted by their path, each once.
+
+    Raises:
+        ValueError: no path, one that is not there, or a folder without images.
+    """
+    found: dict[Path, None] = {}
+    if not (paths := [Path(path) for path in paths]):
+        raise ValueError("no image was named: give files, or folders that hold some")
+    for path in paths:
+        if path.is_dir():
+            below = [file for file in sorted(path.rglob("*")) if _is_image(file.relative_to(path)) and file.is_file()]
+            if not below:
+                raise ValueError(f"folder {path} holds no images: {', '.join(sorted(SUFFIXES))} files are looked for")
+            found |= dict.fromkeys(below)
+        elif path.is_file():
+            found[path] = None
+        else:
+            raise ValueError(f"{path} is neither a file nor a folder")
+    return list(found)
+
+
+def _is_image(relative: Path) -> bool:
+    hidden = any(part.startswith((".", "__MACOSX")) for part in relative.parts)
+    return relative.suffix.lower() in SUFFIXES and not hidden
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says about one file.
+
+    Attributes:
+        file: the image.
+        classes: the most probable classes, at most `TOP`, most probable first.
+        probabilities: theirs.
+        problem: why the file could not be classified, in one sentence; None where it was.
+    """
+
+    file: Path
+    classes: tuple[str, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    problem: str | None = None
+
+
+def classify(classifier: Classifier, files: Sequence[Path], batch_size: int = 64) -> Iterator[Prediction]:
+    """Classify image files.
+
+    Args:
+        classifier: the network.
+        files: the images, of any size and mode: turned upright, cut to the central square and resized as for training.
+        batch_size: images at once.
+
+    Yields:
+        One prediction a file, in their order; a file that cannot be decoded says so and stops nothing.
+
+    Raises:
+        ValueError: a batch size below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
+
+    def read(file: Path) -> np.ndarray | str:
+        try:
+            return decode(file, classifier.image_size)
+        except DataError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        for start in range(0, len(files), batch_size):
+            batch = files[start : start + batch_size]
+            with warnings.catch_warnings():  # set once around the threads: filters belong to the process
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+                decoded = list(pool.map(read, batch))
+            pixels = [image for image in decoded if not isinstance(image, str)]
+            rows = iter(_ranked(classifier, pixels))
+            for file, image in zip(batch, decoded, strict=True):
+                yield Prediction(file, problem=image) if isinstance(image, str) else Prediction(file, *next(rows))
+
+
+def _ranked(classifier: Classifier, pixels: list[np.ndarray]) -> list[tuple[tuple[str, ...], tuple[float, ...]]]:
+    """The most probable classes of each image (H, W, 3), and their probabilities."""
+    if not pixels:
+        return []
+    images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()  # (B, 3, H, W)
+    best, which = classifier.probabilities(images).topk(min(TOP, len(classifier.classes)), dim=1)
+    return [
+        (tuple(classifier.classes[label] for label in labels), tuple(values))
+        for labels, values in zip(which.tolist(), best.tolist(), strict=True)
+    ]
+
+
+def write_table(
+    predictions: Iterable[Prediction], classes: int, file: TextIO, complain: Callable[[str], object]
+) -> int:
+    """Write predictions as CSV: file, class 1, probability 1, class 2, ...
+
+    Args:
+        predictions: what to write, one line each.
+        classes: how many the network knows; there are columns for at most `TOP` of them.
+        file: where to.
+        complain: called with the problem of each file that could not be classified; such a file has no line.
+
+    Returns:
+        How many files could not be classified.
+    """
+    table, failed = csv.writer(file, lineterminator="\n"), 0
+    ranks = range(1, min(TOP, classes) + 1)
+    table.writerow(["file", *(name for rank in ranks for name in (f"class_{rank}", f"probability_{rank}"))])
+    for prediction in predictions:
+        if prediction.problem is not None:
+            complain(prediction.problem)
+            failed += 1
+            continue
+        pairs = zip(prediction.classes, prediction.probabilities, strict=True)
+        table.writerow([prediction.file, *(text for name, value in pairs for text in (name, f"{value:.6f}"))])
+    return failed
