@@ -1,63 +1,67 @@
-"""What a training step of the partner network costs, as ratios measured side by side in one run.
+"""What a training step costs: images a second, the share of each part, and ratios measured side by side in one run.
 
-    python benchmarks/training.py [--arch resnet50] [--image-size 256] [--batch 8] [--rounds 5]
+    python benchmarks/training.py [--arch resnet50] [--image-size 256] [--batch 8] [--rounds 7]
 
-Compared are the partner network in plain NCHW float32 eager (the reference), with channels_last, and with channels_last
-and bf16 autocast (what `bpl run` uses), and the dense network in the first and the last of these. All take turns, so
-that a drift of the machine's speed hits all alike, and medians over rounds are printed. The diversity loss (forward and
-backward) and the masks (weights and momentum) are timed alone, as shares of the bf16 step.
+Compared are the library's step on the network with partners, in float32 and in bf16, and
+
+    (a) the dense network's own step in the same precision: what partners cost beside what they must cost by their MACs
+    (b) the straightforward implementation, in the style of the released code, on the same network and masks: kernels
+        concatenated in every step, two backward passes, a Python loop over the parameters, NCHW float32
+
+All take turns, so that a drift of the machine's speed hits all alike; medians and quartiles of the ratios over the
+rounds are printed. Masks are held in every step on both sides, as from a freeze on without slimming, the dearest case.
 """
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
-from torch import nn
+from steps import ReleasedStep, Step, make_grown
 
 import bpl
-from bpl.pruning import MaskHolder
+from bpl.measure import count_macs, in_turns, quartiles
 
 
-class Step:
-    """One training step of a network.
+def compare(arch: str, image_size: int, batch: int, rounds: int) -> str:
+    """The report, as text."""
+    grown = {
+        name: make_grown(arch, image_size, bpl.grow_partners)
+        for name in ("partners float32", "partners bf16", "released")
+    }
+    masks = bpl.prune_masks(grown["released"], 0.7)
+    dense = {name: make_grown(arch, image_size) for name in ("dense float32", "dense bf16")}
+    macs = {name: count_macs(model, image_size) for name, model in (grown | dense).items()}
+    steps = {name: Step(model, batch, image_size, bf16="bf16" in name) for name, model in dense.items()}
+    for name in ("partners float32", "partners bf16"):
+        steps[name] = Step(grown[name], batch, image_size, bf16="bf16" in name, masks=masks)
+    steps["released"] = ReleasedStep(grown["released"], batch, image_size, masks)
+    times = in_turns(steps, rounds, warm_up=2)
 
-    Args:
-        model: the network.
-        batch: images a step.
-        image_size: height and width in pixels.
-        channels_last: memory format of weights and images.
-        bf16: autocast to bfloat16.
-    """
-
-    def __init__(self, model: nn.Module, batch: int, image_size: int, *, channels_last: bool, bf16: bool):
-        form = torch.channels_last if channels_last else torch.contiguous_format
-        self.model = model.to(memory_format=form).train()
-        self.images = torch.randn(batch, 3, image_size, image_size).contiguous(memory_format=form)
-        self.labels = torch.randint(0, 21, (batch,))
-        self.optimizer = torch.optim.SGD(model.parameters(), 1e-3, 0.9, weight_decay=1e-4, fused=True)
-        self.bf16 = bf16
-
-    def __call__(self) -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            loss = F.cross_entropy(self.model(self.images).float(), self.labels)
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+    bound = macs["partners bf16"] / macs["dense bf16"]
+    lines = [f"{arch}, {image_size} pixels, batch {batch}, {torch.get_num_threads()} threads, {rounds} rounds"]
+    for name, values in times.items():
+        lines.append(
+            f"  {name:18} {quartiles(values)[1]:9.1f} ms a step {1e3 * batch / quartiles(values)[1]:7.2f} images/s"
+        )
+    for precision in ("float32", "bf16"):
+        ours = times[f"partners {precision}"]
+        lines.append(f"the step with partners in {precision}:")
+        lines.append(f"  (b) {_ratio(times['released'], ours)} times as fast as the released style")
+        dearer = _ratio(ours, times[f"dense {precision}"])
+        lines.append(f"  (a) {dearer} times the dense network's step; by MACs {bound:.2f}")
+        parts = steps[f"partners {precision}"].parts
+        whole = [sum(values) for values in zip(*parts.values(), strict=True)]
+        shares = {
+            part: quartiles([100 * a / b for a, b in zip(values, whole, strict=True)][2:])[1]
+            for part, values in parts.items()
+        }
+        lines.append("  share of the step: " + ", ".join(f"{part} {share:.1f} %" for part, share in shares.items()))
+    return "\n".join(lines)
 
 
-def in_turns(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each step, the steps taking turns; the first round is not counted."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(rounds + 1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if turn:
-                times[name].append(1e3 * (time.perf_counter() - start))
-    return times
+def _ratio(one: list[float], other: list[float]) -> str:
+    """Median and quartiles of the ratio of two lists of times, round by round."""
+    low, middle, high = quartiles([a / b for a, b in zip(one, other, strict=True)])
+    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def main() -> None:
@@ -65,44 +69,9 @@ def main() -> None:
     parser.add_argument("--arch", default="resnet50")
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
-
-    def make(partners: bool, *, channels_last: bool, bf16: bool) -> Step:
-        model = bpl.build_model(options.arch, 21, options.image_size)
-        model = bpl.grow_partners(model) if partners else model
-        return Step(model, options.batch, options.image_size, channels_last=channels_last, bf16=bf16)
-
-    fast = make(True, channels_last=True, bf16=True)
-    holder = MaskHolder(fast.model, bpl.prune_masks(fast.model, 0.7))
-
-    def diversity() -> None:
-        bpl.diversity_loss(fast.model).backward()
-
-    def masks() -> None:
-        holder.apply()
-        holder.apply_to_momentum(fast.optimizer)
-
-    steps = {
-        "partners, NCHW float32": make(True, channels_last=False, bf16=False),
-        "partners, channels_last float32": make(True, channels_last=True, bf16=False),
-        "partners, channels_last bf16": fast,
-        "diversity loss alone": diversity,
-        "masks alone": masks,
-        "dense, NCHW float32": make(False, channels_last=False, bf16=False),
-        "dense, channels_last bf16": make(False, channels_last=True, bf16=True),
-    }
-    times = in_turns(steps, options.rounds)
-    reference, step = times["partners, NCHW float32"], times["partners, channels_last bf16"]
-    print(f"{options.arch}, {options.image_size} pixels, batch {options.batch}, {torch.get_num_threads()} threads,")
-    print(f"medians of {options.rounds} rounds; throughput as a ratio to partners in NCHW float32")
-    for name, values in times.items():
-        if name.endswith("alone"):
-            share = statistics.median(a / b for a, b in zip(values, step, strict=True))
-            print(f"  {name:32} {statistics.median(values):8.1f} ms   {100 * share:5.1f} % of the bf16 step")
-        else:
-            ratio = statistics.median(a / b for a, b in zip(reference, values, strict=True))
-            print(f"  {name:32} {statistics.median(values):8.1f} ms   {ratio:5.2f} x")
+    print(compare(options.arch, options.image_size, options.batch, options.rounds))
 
 
 if __name__ == "__main__":

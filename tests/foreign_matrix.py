@@ -37,8 +37,8 @@ RECORD = project_root() / "data" / "results" / "foreign_networks.json"
 # Families that the book names first, then others of the two libraries.
 NETWORKS = (
     "torchvision/resnet18", "torchvision/resnet50", "torchvision/vgg11_bn", "torchvision/mobilenet_v2",
-    "torchvision/regnet_x_400mf", "torchvision/regnet_y_400mf", "torchvision/efficientnet_b0", "torchvision/densenet121",
-    "torchvision/convnext_tiny",
+    "torchvision/regnet_x_400mf", "torchvision/regnet_y_400mf", "torchvision/efficientnet_b0",
+    "torchvision/densenet121", "torchvision/convnext_tiny",
     "timm/resnet18", "timm/resnet50", "timm/vgg11_bn", "timm/mobilenetv2_100", "timm/regnetx_002", "timm/regnety_002",
     "timm/efficientnet_b0", "timm/tf_efficientnet_b0", "timm/densenet121", "timm/convnext_atto",
     "torchvision/alexnet", "torchvision/googlenet", "torchvision/mnasnet0_5", "torchvision/mobilenet_v3_small",
@@ -174,7 +174,7 @@ def left_alone(model: nn.Module) -> dict[str, int]:
     sets = [channels for channels in ChannelGraph(model).sets if channels.convs and channels.frozen]
     reasons = collections.Counter()
     for channels in sets:
-        reasons[re.sub(r" ?'[^']*'", "", channels.frozen)] += len(channels.convs)
+        reasons[re.sub(r" ?'[^']*'", "", channels.frozen).strip()] += len(channels.convs)
     return dict(sorted(reasons.items()))
 
 

@@ -1,9 +1,11 @@
 """Compact structure learning: what a channel costs, landing on a budget, the penalty and its steering, what ships."""
 
+import contextlib
 import copy
 import json
-import math
+import operator
 import re
+from types import SimpleNamespace
 
 import little_networks
 import pytest
@@ -22,17 +24,18 @@ from torch import nn
 
 import bpl
 from bpl.block_outputs import WithBlockOutputs, block_of, block_outputs
-from bpl.budget import COSTS
+from bpl.budget import COSTS, Budget
 from bpl.channels import ChannelGraph
 from bpl.distill import feature_loss
 from bpl.measure import count_macs, count_params
-from bpl.methods import compact_kd
+from bpl.methods import Batch, Training, compact_kd
 from bpl.methods.compact_kd import CompactKD, block_factors, course, prices, steer
 from bpl.models import build_model
 from bpl.pruning.channel_cost import ChannelCost
 from bpl.pruning.gammas import channel_scales, effective_widths, gamma_penalty
 from bpl.pruning.masks import SCOPES, prunable_sets
 from bpl.pruning.within_budget import masks_within, smallest_widths
+from bpl.schedule import SCHEDULES
 
 pytestmark = pytest.mark.usefixtures("places")
 COUNT = {"macs": count_macs, "params": lambda model, size: count_params(model)}
@@ -166,7 +169,7 @@ def test_the_measured_cost_is_within_one_percent_of_the_budget_and_not_above(arc
     graph = ChannelGraph(model)
     sets = prunable_sets(graph)
     counted, scales = ChannelCost(graph, sets, cost, 32), channel_scales(model, sets)
-    for share in (0.15, 0.26, 0.5, 0.83):
+    for share in (0.15, 0.26, 0.7):
         masks = masks_within(counted, scales, share * counted.full)
         named = {name: mask for s, mask in zip(sets, masks, strict=True) for name in s.convs}
         measured = COUNT[cost](bpl.slim(model, named), 32)
@@ -346,72 +349,26 @@ def learnt(tree, **changes):
     return config, trained(config, dense=lambda: teacher(config))
 
 
+def by_hand(config, dense=None) -> CompactKD:
+    """The method without a training loop."""
+    material = SimpleNamespace(
+        dense_network=lambda: (dense or teacher(config)).eval().requires_grad_(False),
+        autocast=contextlib.nullcontext,
+        train=range(56),
+    )
+    return CompactKD(config, material)
+
+
 @pytest.fixture(scope="module")
 def whole(tree):
-    """A run with a teacher of its own."""
+    """A run with a teacher of its own: 3 steps of 16 images an epoch, the removal after the second of four epochs."""
     config = small(tree, "compact_kd", epochs=4, teacher_epochs=1, budget="params:0.4")
     return config, trained(config)
 
 
-def share(config, out) -> float:
-    kind = config.budget.split(":")[0] if config.budget else "macs"
-    return COUNT[kind](out.small, config.image_size) / COUNT[kind](teacher(config), config.image_size)
-
-
-@pytest.mark.parametrize(
-    ("changes", "wanted"),
-    [
-        ({"budget": "macs:0.4"}, 0.4),
-        ({"budget": "params:0.3", "precision": "bf16"}, 0.3),
-        ({"arch": "mobilenet_v2", "width": 8, "budget": "params:0.5", "epochs": 2}, 0.5),
-        ({"scope": "all", "budget": "macs:0.3", "epochs": 2}, 0.3),
-        ({"arch": "vgg16_bn", "width": 4, "budget": "macs:0.5", "epochs": 2}, 0.5),
-        ({"budget": "macs:0.6", "epochs": 1, "feature_weight": 0}, 0.6),
-    ],
-    ids=str,
-)
-def test_a_run_ends_within_its_budget(tree, changes, wanted):
-    config, out = learnt(tree, **changes)
-    assert 0.97 * wanted <= share(config, out) <= wanted  # one channel of these tiny networks may be more than 1 %
-    assert out.curves["at_size"][-1] == 1.0
-    assert {len(values) for values in out.curves.values()} == {config.epochs}
-    assert type(out.small) is type(teacher(config))
-    assert not any(module._forward_hooks for module in out.small.modules())
-
-
-def test_without_a_budget_the_uniformly_pruned_network_is_the_budget(tree):
-    config, out = learnt(tree, ratio=0.5, epochs=2)
-    model = teacher(config)
-    uniform = count_macs(bpl.slim(model, bpl.prune_masks(model, 0.5)), 32)
-    assert 0.98 * uniform <= count_macs(out.small, 32) <= uniform
-
-
-def test_a_budget_out_of_reach_is_refused_before_the_teacher_is_trained(tree):
-    def dense():
-        raise AssertionError("the teacher was asked for")
-
-    for kind in COSTS:
-        config = small(tree, "compact_kd", budget=f"{kind}:0.001")
-        with pytest.raises(ValueError, match=r"budget is '\w+:0.001': resnet18 .* cannot go below") as refused:
-            trained(config, dense=dense)
-        least = re.search(rf"{kind}:([\d.]+)$", str(refused.value))
-        config, out = learnt(tree, budget=least.group(0), epochs=1)
-        assert 0.98 * float(least.group(1)) < share(config, out) <= float(least.group(1))
-
-
-def test_the_student_starts_as_its_teacher_and_the_teacher_does_not_learn(tree):
-    config = small(tree, "compact_kd", epochs=1, learning_rate=0.0, budget="macs:0.9")
-    dense = teacher(config)
-    before = copy.deepcopy(dense)
-    out = trained(config, dense=lambda: dense)  # at a rate of 0 the student stays as it started
-    assert same_weights(before, dense.cpu())
-    assert torch.equal(out.small.conv1.weight, before.conv1.weight)
-    assert torch.equal(out.small.fc.weight, before.fc.weight)
-
-
 @pytest.fixture
-def freezes(monkeypatch):
-    """Every removal of a run: the network before, the masks, the network and its optimiser after."""
+def removals(monkeypatch):
+    """Every removal of a run: the network before, the masks, the network after."""
     seen = []
     freeze = CompactKD._freeze
 
@@ -424,102 +381,170 @@ def freezes(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("changes", [{}, {"arch": "mobilenet_v2", "width": 8, "epochs": 2}, {"scope": "all"}], ids=str)
-def test_removal_is_exact_and_happens_once(tree, freezes, changes):
-    config, out = learnt(tree, budget="macs:0.4", **changes)
-    ((before, masks, after),) = freezes
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"budget": "macs:0.4"},
+        {"budget": "params:0.3", "precision": "bf16", "epochs": 2},
+        {"budget": "params:0.5", "arch": "mobilenet_v2", "epochs": 2},
+        {"budget": "macs:0.3", "scope": "all", "epochs": 2},
+        {"budget": "macs:0.6", "feature_weight": 0, "epochs": 1},
+        pytest.param({"budget": "macs:0.5", "arch": "vgg16_bn", "width": 4}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_a_run_ends_within_its_budget_after_one_exact_removal(tree, removals, changes):
+    config, out = learnt(tree, **changes)
+    ((before, masks, after),) = removals
     x = images(4, dtype=torch.float32)
     assert relative_error(logits(after, x), logits(bpl.apply_masks(before, masks), x)) < 1e-5
-    assert count_macs(after, 32) == count_macs(out.small, 32)
-    assert out.curves["at_size"] == [float(epoch + 1 >= config.epochs // 2) for epoch in range(config.epochs)]
+    assert torch.equal(logits(out.small, x), logits(out.network, x))
+
+    budget = Budget.parse(config.budget)
+    share = budget.cost_of(out.small, 32) / budget.cost_of(teacher(config), 32)
+    assert 0.97 * budget.share <= share <= budget.share  # a channel of these tiny networks may be more than 1 %
+    assert budget.cost_of(after, 32) == budget.cost_of(out.small, 32)
+    assert out.curves["cost_share"][-1] == pytest.approx(share) or config.epochs == 1
+    assert out.curves["at_size"] == [float(e + 1 >= config.epochs // 2) for e in range(config.epochs)]
+    assert {len(values) for values in out.curves.values()} == {config.epochs}
+    assert type(out.small) is type(before)
+    assert not any(module._forward_hooks for module in out.small.modules())
 
 
-def test_what_ships_is_the_trained_network_and_can_be_saved(tree, tmp_path):
-    _, out = learnt(tree, budget="params:0.4", epochs=2)
-    x = images(4, dtype=torch.float32)
-    assert torch.equal(logits(out.network, x), logits(out.small, x))
-    bpl.save_model(out.small, tmp_path / "small")
-    assert relative_error(logits(bpl.load_model(tmp_path / "small"), x), logits(out.small, x)) < 1e-5
+def test_without_a_budget_the_uniformly_pruned_network_is_the_budget(tree):
+    config = small(tree, "compact_kd", ratio=0.5, round_to=4)
+    method, model = by_hand(config), teacher(config)
+    method.prepare(copy.deepcopy(model))
+    assert method.allowed == count_macs(bpl.slim(model, bpl.prune_masks(model, 0.5, round_to=4)), 32)
+
+
+@pytest.mark.parametrize("kind", COSTS)
+def test_a_budget_out_of_reach_is_refused_before_the_teacher_is_trained(tree, kind):
+    config = small(tree, "compact_kd", budget=f"{kind}:0.001", round_to=2)
+    model = teacher(config)
+    with pytest.raises(ValueError, match=r"budget is '\w+:0.001': resnet18 .* cannot go below") as refused:
+        CompactKD(config, None).prepare(model)  # there is no teacher to be had
+    least = re.search(rf"{kind}:[\d.]+$", str(refused.value)).group(0)
+    method = by_hand(small(tree, "compact_kd", budget=least, round_to=2))
+    scales = [scale.detach() for scale in channel_scales(method.prepare(model).network, method.sets)]
+    assert {int(m.sum()) for m in masks_within(method.cost, scales, method.allowed, 2)} == {2}
+
+
+def test_the_student_starts_as_its_teacher_and_the_teacher_does_not_learn(tree):
+    config = small(tree, "compact_kd", epochs=1, learning_rate=0.0, budget="macs:0.9")
+    dense = teacher(config)
+    before = copy.deepcopy(dense)
+    out = trained(config, dense=lambda: dense)  # at a rate of 0 the student stays as it started
+    assert same_weights(before, dense)
+    assert torch.equal(out.small.conv1.weight, before.conv1.weight)
+    assert torch.equal(out.small.fc.weight, before.fc.weight)
+
+
+def test_the_loss_is_the_sum_of_its_parts_and_the_penalty_ends_with_the_removal(tree):
+    config = small(
+        tree, "compact_kd", budget="macs:0.5", distill_weight=0.7, temperature=2.0, feature_weight=0.3, sparsity=0.1
+    )
+    dense = teacher(config)
+    method = by_hand(config, dense)
+    model = method.prepare(build_model("resnet18", 4, 32, 8)).train()
+    assert same_weights(model.network, dense)
+    x, labels = images(6, dtype=torch.float32), torch.arange(6) % 4
+    training = Training(model, None, 0, 4)
+    outputs = model(x)
+    got = method.loss(training, Batch(x, labels), outputs)
+
+    student, maps = outputs
+    taught, taught_maps = WithBlockOutputs(dense, method.outputs).logits_and_blocks(x)
+    divergence = nn.functional.kl_div(
+        (student / 2).log_softmax(1), (taught / 2).softmax(1), reduction="none"
+    ).sum(1).mean()  # fmt: skip
+    far = torch.stack([feature_loss(m, t) for m, t in zip(maps, taught_maps, strict=True)])
+    assert len(far) == 8
+    assert far.min() > 1e-3  # batch statistics in the student, running ones in the teacher
+    price = method.cost.of_channel(effective_widths(channel_scales(model.network, method.sets)))
+    mean = sum(map(operator.mul, method.cost.sizes, method.cost.of_channel(method.cost.sizes))) / sum(method.cost.sizes)
+    gammas = [model.network.get_submodule(s.norms[0]).weight.abs().sum() for s in method.sets]
+    penalty = sum(0.1 * p / mean * g for p, g in zip(price, gammas, strict=True))
+    rest = nn.functional.cross_entropy(student, labels, label_smoothing=config.label_smoothing)
+    rest = rest + 0.7 * 4 * divergence + 0.3 * far.mean()
+    assert float(got) == pytest.approx(float(rest + penalty), rel=1e-5)
+    assert float(penalty) > 0.1 * float(rest)
+    method.masks = {}
+    assert float(method.loss(training, Batch(x, labels), outputs)) == pytest.approx(float(rest), rel=1e-5)
 
 
 def test_block_outputs_are_compared_channel_by_channel_after_the_removal(tree):
-    """A student that is the teacher without some channels has no distance from it where the others are concerned."""
-    config = small(tree, "compact_kd", arch="vgg16_bn", width=4, epochs=1)
-    method = CompactKD(config, None)
-    model = teacher(config)
-    method.outputs = block_outputs(ChannelGraph(model))
-    block, conv = list(method.outputs.items())[-1]
+    """A student that is its teacher without some channels of a block's output is at no distance from it there."""
+    config = small(tree, "compact_kd", arch="mobilenet_v2")
+    method, model = by_hand(config), randomise_statistics(teacher(config))
+    method.prepare(teacher(config))
+    block, conv = "features.17", method.outputs["features.17"]
     mask = torch.arange(model.get_submodule(conv).out_channels) % 3 == 0
     maps = torch.rand(2, len(mask), 2, 2)
     assert torch.equal(method._still_there(block, maps), maps)
     method.masks = {conv: mask}
     assert torch.equal(method._still_there(block, maps), maps[:, ::3])
-    wrapped = [WithBlockOutputs(m, method.outputs) for m in (bpl.slim(model, method.masks), model)]
     x = images(2, dtype=torch.float32)
-    ours, theirs = (w.eval().logits_and_blocks(x)[1][-1] for w in wrapped)
+    wrapped = [WithBlockOutputs(m, [block]).eval() for m in (bpl.slim(model, method.masks), model)]
+    ours, theirs = (w.logits_and_blocks(x)[1][0] for w in wrapped)
     assert float(feature_loss(ours, method._still_there(block, theirs))) < 1e-6
     assert float(feature_loss(ours, theirs[:, : ours.shape[1]])) > 1e-3
 
 
-def test_every_part_of_the_loss_is_there_until_the_freeze_and_the_penalty_no_longer(tree):
-    plain = {"distill_weight": 0, "feature_weight": 0, "sparsity": 0, "budget": "macs:0.5"}
-    first = {}
-    for name, changes in {
-        "labels": {}, "logits": {"distill_weight": 1}, "blocks": {"feature_weight": 1}, "penalty": {"sparsity": 0.1},
-    }.items():  # fmt: skip
-        first[name] = learnt(tree, **plain | {"epochs": 2, "learning_rate": 1e-9} | changes)[1].curves["loss"]
-    labels = first.pop("labels")
-    assert all(losses[0] > labels[0] + 1e-4 for losses in first.values()), first
-    assert first["penalty"][1] == pytest.approx(labels[1], rel=1e-3)
-    assert first["logits"][1] > labels[1] + 1e-4
-    assert first["blocks"][1] > labels[1] + 1e-4
-
-
 def test_the_penalty_empties_the_channels_that_go(tree):
-    free, pressed = (learnt(tree, budget="macs:0.5", epochs=6, sparsity=sparsity)[1].curves for sparsity in (0, None))
-    assert pressed["removed_scale"][2] < 0.8 * free["removed_scale"][2]
-    assert pressed["cost_share"][2] < free["cost_share"][2] - 0.05
+    free, pressed = (
+        learnt(tree, budget="macs:0.5", sparsity=sparsity, learning_rate=0.1)[1].curves for sparsity in (0, 0.2)
+    )
+    assert free["strength"] == [0.0] * 4
+    assert pressed["strength"] == [0.2, 0.2, 0.0, 0.0]
+    assert pressed["removed_scale"][1] < 0.8 * free["removed_scale"][1]
+    assert pressed["cost_share"][1] < free["cost_share"][1] - 0.05
 
 
-def test_the_steered_strength_moves_with_the_cost_and_a_given_one_does_not(tree, monkeypatch):
+def test_the_strength_is_steered_by_the_cost_that_is_left(tree, monkeypatch):
     calls = []
     real = compact_kd.steer
     monkeypatch.setattr(compact_kd, "steer", lambda *args: calls.append((*args, real(*args))) or calls[-1][-1])
     _, out = learnt(tree, budget="macs:0.4", epochs=6)
-    assert len(calls) == 2  # three epochs of search, the third one ends it
-    assert out.curves["strength"][:3] == [calls[0][0], calls[0][-1], calls[1][-1]]
-    assert out.curves["strength"][3:] == [0.0, 0.0, 0.0]
-    for (strength, left, wanted, new), measured in zip(calls, out.curves["cost_share"], strict=False):
-        assert left == measured
+    assert len(calls) == 2  # three epochs of search, and the last one ends it
+    assert out.curves["strength"] == [calls[0][0], calls[0][-1], calls[1][-1], 0.0, 0.0, 0.0]
+    first = out.method.first_share
+    for epoch, (strength, left, wanted, new) in enumerate(calls, start=1):
+        assert left == out.curves["cost_share"][epoch - 1]
+        assert wanted == pytest.approx(first + (out.method.last_share - first) * epoch / 3)
         assert (new > strength) == (left > wanted)
-    _, fixed = learnt(tree, budget="macs:0.4", epochs=6, sparsity=0.01)
-    assert fixed.curves["strength"] == [0.01] * 3 + [0.0] * 3
-    assert len(calls) == 2
 
 
 def test_the_first_strength_brings_a_gamma_that_nothing_holds_to_zero_at_the_freeze(tree):
-    """SGD on the penalty alone, at the schedule's own rates, for channels of mean price."""
-    config = small(tree, "compact_kd", epochs=10, budget="macs:0.4")
-    method = CompactKD(config, type("Material", (), {"train": range(56)}))
-    gamma = nn.Parameter(torch.ones(1))
+    """SGD with momentum on the penalty alone, at the schedule's own rates."""
+    config = small(tree, "compact_kd", epochs=100, budget="macs:0.4")
+    method = by_hand(config)
+    method.prepare(teacher(config))
+    mean_scale = float(torch.cat([s.detach() for s in channel_scales(method.teacher, method.sets)]).mean())
+    gamma = nn.Parameter(torch.tensor(mean_scale))
     optimizer = torch.optim.SGD([gamma], lr=1.0, momentum=config.momentum)
-    for step in range(3 * 5):  # 56 images in batches of 16, 5 of 10 epochs
-        optimizer.param_groups[0]["lr"] = compact_kd.SCHEDULES[config.schedule](step, 3 * 10, config.learning_rate)
+    for step in range(3 * 50):  # 56 images in batches of 16, half of the epochs
+        optimizer.param_groups[0]["lr"] = SCHEDULES[config.schedule](step, 3 * 100, config.learning_rate)
         optimizer.zero_grad()
-        (gamma / method._travel()).sum().backward()
+        (method.strength / (1 - method.last_share) * gamma).backward()
         optimizer.step()
-    assert float(gamma) == pytest.approx(0, abs=0.45)  # the last steps' momentum is still under way
+    assert abs(float(gamma)) < 0.08 * mean_scale  # the last steps' momentum is still under way
 
 
-def test_training_costs_the_student_three_times_and_the_teacher_once(tree):
-    config, out = learnt(tree, budget="macs:0.4", epochs=2)
-    dense, seen = count_macs(teacher(config), 32), 48  # 3 steps of 16
-    before = 3 * dense * seen * config.teacher_epochs
-    small_step = 3 * count_macs(out.small, 32) + dense
-    assert out.training_macs == before + (3 * dense + dense) * seen + small_step * seen
+def test_training_costs_the_student_three_times_and_the_teacher_once(whole):
+    config, out = whole
+    dense, student, seen = count_macs(teacher(config), 32), count_macs(out.small, 32), 48
+    teaching = 3 * dense * seen
+    assert out.training_macs == teaching + 2 * (3 * dense + dense) * seen + 2 * (3 * student + dense) * seen
 
 
-@pytest.mark.parametrize("step", [5, 11], ids=["before the freeze", "after it"])  # 3 steps an epoch
+def test_what_ships_can_be_saved(whole, tmp_path):
+    x, (_, out) = images(4, dtype=torch.float32), whole
+    bpl.save_model(out.small, tmp_path / "small")
+    assert relative_error(logits(bpl.load_model(tmp_path / "small"), x), logits(out.small, x)) < 1e-5
+
+
+@pytest.mark.parametrize("step", [5, 11], ids=["before the removal", "after it"])
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(tree, tmp_path, monkeypatch, whole, step):
     config, uninterrupted = whole
     again = interrupted(config, step, tmp_path / "checkpoint.pt", monkeypatch)
@@ -528,9 +553,8 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tree, tmp_path, monkeyp
     assert (again.curves, again.training_macs) == (uninterrupted.curves, uninterrupted.training_macs)
 
 
-def test_a_run_with_its_own_teacher_leaves_a_record(tree, no_stopwatch):
-    record = bpl.run(small(tree, "compact_kd", epochs=2, budget="params:0.4"), progress=False)
+def test_a_run_leaves_a_record(tree, no_stopwatch):
+    record = bpl.run(small(tree, "compact_kd", epochs=2, teacher_epochs=1, budget="params:0.4"), progress=False)
     assert 0.97 * 0.4 <= record.cost["params"] / record.cost["dense_params"] <= 0.4
     assert record.equivalence == {"relative_error": 0.0, "same_top1": 1.0}
     assert json.dumps(record.curves)
-    assert math.isfinite(record.accuracy["test"])

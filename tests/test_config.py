@@ -103,6 +103,7 @@ BAD = [
     ("mask", "semi", MASKS),
     ("diversity_form", "cosine", tuple(FORMS)),
     ("device", "tpu", DEVICES),
+    ("compile", "fast", ("off", "default", "reduce-overhead", "max-autotune")),
     *[("epochs", value, "a whole number of at least 1") for value in (0, -1, 1.5, "3", True)],
     *[("batch_size", value, "a whole number of at least 2") for value in (1, 0, 16.0)],
     *[("image_size", value, "a whole number of at least 32") for value in (31, 0, 64.0)],
@@ -139,7 +140,7 @@ OTHER = {
     "scope": "all", "round_to": 8, "mask": "soft", "mask_every": 2, "freeze_at": 0.6, "slim_at": "none",
     "diversity_weight": 0.25, "diversity_form": "layer-squared",
 }  # fmt: skip
-NO_PART_OF_IT = {"tier", "device", "data"}  # the source of the images, real or drawn, counts in place of `data`
+NO_PART_OF_IT = {"tier", "device", "compile", "data"}  # the source of the images, real or drawn, counts in place of `data`
 
 
 def test_every_field_is_either_part_of_the_identity_or_known_not_to_be():

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from exactness import images, logits, randomise_statistics, relative_error, same_state
 from safetensors.torch import load_file, save_file
 from scipy.optimize import brentq
@@ -42,6 +43,12 @@ NETWORKS = ("resnet18", "resnet50", "resnet56", "mobilenet_v2")
 def network(name: str = "resnet18", dtype: torch.dtype = torch.float64, classes: int = 4) -> nn.Module:
     """A little network with the statistics of a trained one."""
     return randomise_statistics(build_model(name, classes, 32, width=4).to(dtype)).eval()
+
+
+def vgg() -> nn.Module:
+    """A network without residual blocks; without memory for its many weights."""
+    with torch.device("meta"):
+        return build_model("vgg16_bn", 4, 32)
 
 
 # -- FISTA ----------------------------------------------------------------------------------------------------------
@@ -176,7 +183,7 @@ def test_the_cost_of_blocks_is_what_their_removal_saves(name, cost, count):
 
 def test_only_residual_blocks_can_be_removed():
     with pytest.raises(ValueError, match="VGG has no residual blocks that can be removed"):
-        residual_blocks(build_model("vgg16_bn", 4, 32, 4))
+        residual_blocks(vgg())
     with pytest.raises(ValueError, match="'layer1' is a Sequential, not a residual block"):
         remove_blocks(network(), ["layer1"])
     with pytest.raises(ValueError, match=r"'features.2' is a InvertedResidual, not a residual block"):
@@ -218,26 +225,26 @@ def test_the_loss_is_cross_entropies_and_distillation_both_ways():
     assert float(loss) == pytest.approx(float(entropies + weight * temperature**2 * kl), rel=1e-5)
 
 
-def test_the_gradient_of_the_masks_is_that_of_the_loss_without_penalty():
+def test_the_gradient_of_the_masks_is_that_of_the_loss_without_penalty(monkeypatch):
     """Central differences of the loss, with a lambda that would be seen if it were in there too.
 
-    Without distillation, whose targets are constants to the gradient but not to a difference.
+    In float64, so that the difference can be small enough to meet no kink of a ReLU; without distillation, whose
+    targets are constants to the gradient but not to a difference.
     """
-    method = method_of(sparsity=10.0, distill_weight=0.0, label_smoothing=0.1)
+    monkeypatch.setattr(OED, "cross_entropy", lambda self, logits, labels: F.cross_entropy(logits, labels))
+    method = method_of(sparsity=10.0, distill_weight=0.0)
     training = prepared(method, torch.float64)
-    ensemble, batch = training.model.train(), Batch(images(4), torch.tensor([0, 1, 2, 3]))
-    with torch.no_grad():
-        ensemble.masks.copy_(torch.linspace(0.2, 1.2, len(method.names)))
+    ensemble, batch = training.model.train(), Batch(images(16), torch.arange(16) % 4)
+    masks = ensemble.masks.detach()
+    masks.copy_(torch.linspace(0.2, 1.2, len(method.names)))
     method.loss(training, batch, ensemble(batch.inputs)).backward()
     for index in (0, 3, len(method.names) - 1):
-        values = []
-        for shift in (1e-5, -2e-5):
-            with torch.no_grad():
-                ensemble.masks[index] += shift
-                values.append(float(method.loss(training, batch, ensemble(batch.inputs))))
-        with torch.no_grad():
-            ensemble.masks[index] += 1e-3
-        assert float(ensemble.masks.grad[index]) == pytest.approx((values[0] - values[1]) / 2e-3, rel=2e-3)
+        values, at = [], float(masks[index])
+        for shift in (1e-7, -1e-7):
+            masks[index] = at + shift
+            values.append(float(method.loss(training, batch, ensemble(batch.inputs))))
+        masks[index] = at
+        assert float(ensemble.masks.grad[index]) == pytest.approx((values[0] - values[1]) / 2e-7, rel=1e-5)
 
 
 def test_copies_start_apart_and_share_their_masks():
@@ -279,7 +286,7 @@ def steps(monkeypatch):
         if masks is not None:
             at = masks.detach().double().numpy().copy()
             rate = training.optimizer.param_groups[0]["lr"]
-            seen.append((training.epoch, rate, at, masks.grad.double().numpy().copy()))
+            seen.append((training.epoch, rate, at, np.array(masks.grad, dtype=float)))
         before(self, training)
 
     monkeypatch.setattr(OED, "before_step", watched)
@@ -328,7 +335,7 @@ def test_the_landing_is_the_nearest_cost_in_the_order_in_which_masks_vanish(targ
     "changes",
     [
         {"ratio": 0.5},
-        {"budget": "params:0.4", "arch": "resnet56"},
+        {"budget": "params:0.4", "epochs": 1},
         {"budget": "macs:0.8", "arch": "mobilenet_v2", "epochs": 1},
         {"budget": "macs:0.5", "copies": 3, "precision": "bf16"},
     ],
@@ -370,17 +377,18 @@ def test_blocks_that_are_gone_stay_gone(tree):
     assert out.curves["lambda"][:4] == pytest.approx([3.0] * 4)
 
 
-def test_lambda_0_removes_nothing_and_a_large_one_everything(tree):
-    nothing, everything = (
-        trained(small(tree, "oed", width=4, sparsity=penalty, epochs=2)) for penalty in (0.0, 1000.0)
-    )
-    assert count_macs(nothing.small, 32) == count_macs(build_model("resnet18", 4, 32, 4), 32)
-    assert not residual_blocks(everything.small) and everything.curves["blocks"] == [0.0, 0.0]
+@pytest.mark.parametrize("changes", [{"sparsity": 0.0, "learning_rate": 0.001}, {"ratio": 0.0}], ids=str)
+def test_without_a_penalty_nothing_is_removed(tree, changes):
+    out = trained(small(tree, "oed", width=4, epochs=1, **changes))
+    assert count_macs(out.small, 32) == count_macs(build_model("resnet18", 4, 32, 4), 32)
+    assert out.curves["blocks"] == [8.0] and out.curves["at_size"] == [1.0]
 
 
-def test_all_blocks_may_vanish_before_the_search_is_over(tree):
+def test_all_blocks_may_vanish_before_the_search_is_over(tree, steps):
     out = trained(small(tree, "oed", width=4, sparsity=1000.0, epochs=3, freeze_at=1.0))
+    assert not residual_blocks(out.small)
     assert out.curves["blocks"] == [0.0] * 3 and out.curves["at_size"] == [0.0, 0.0, 1.0]
+    assert not any(at.any() for epoch, _, at, _ in steps if epoch > 0)  # with no block left there is no gradient
 
 
 def test_momentum_goes_on_for_what_stays_and_shrinks_with_the_folded_masks():
@@ -417,8 +425,8 @@ def test_a_budget_below_the_network_without_blocks_is_refused_and_the_smallest_i
     assert method._share(torch.zeros(8, dtype=torch.bool)) <= method.target < method._share(torch.eye(8)[4] > 0)
     with pytest.raises(ValueError, match=r"ratio 0.7 asks for .* of the macs of mobilenet_v2, .* is macs:0\.\d+$"):
         prepared(method_of(arch="mobilenet_v2"))
-    with pytest.raises(ValueError, match="the smallest budget is params:"):
-        prepared(method_of(arch="mobilenet_v2", budget="params:0.2"))
+    with pytest.raises(ValueError, match="asks for 0.010 of the params of resnet18, .* the smallest budget is params:"):
+        prepared(method_of(budget="params:0.01"))
 
 
 def test_lambda_and_a_budget_exclude_each_other():
@@ -428,7 +436,7 @@ def test_lambda_and_a_budget_exclude_each_other():
 
 def test_a_network_without_residual_blocks_is_refused():
     with pytest.raises(ValueError, match="VGG has no residual blocks"):
-        prepared(method_of(arch="vgg16_bn"))
+        method_of(arch="vgg16_bn").prepare(vgg())
 
 
 # -- resuming -------------------------------------------------------------------------------------------------------
@@ -436,11 +444,11 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("fields", [{"budget": "macs:0.4"}, {"sparsity": 3.0, "precision": "bf16"}], ids=str)
+@pytest.mark.parametrize("fields", [{"budget": "macs:0.4"}, {"sparsity": 12.0, "precision": "bf16"}], ids=str)
 def test_a_run_that_is_killed_and_resumed_ends_as_one_that_is_not(tree, tmp_path, monkeypatch, fields):
-    """Killed in the second epoch, while blocks are searched, and in the last one, when they are gone."""
+    """Killed in the second epoch, while blocks are searched, and in the last one, when the others' masks are folded."""
     monkeypatch.setattr(train_module, "CHECKPOINT_SECONDS", -1.0)
-    config = small(tree, "oed", width=4, epochs=4, learning_rate=0.1, **fields)
+    config = small(tree, "oed", width=4, learning_rate=0.1, **fields)
     whole = trained(config, checkpoint=tmp_path / "whole.pt")
     after_step, left = OED.after_step, 0
 
@@ -452,7 +460,7 @@ def test_a_run_that_is_killed_and_resumed_ends_as_one_that_is_not(tree, tmp_path
             raise Killed
 
     monkeypatch.setattr(OED, "after_step", killed_step)
-    for steps_to_go in (5, 7):  # 3 an epoch
+    for steps_to_go in (5, 4):  # 3 an epoch
         left = steps_to_go
         with pytest.raises(Killed):
             trained(config, checkpoint=tmp_path / "checkpoint.pt")
@@ -461,6 +469,9 @@ def test_a_run_that_is_killed_and_resumed_ends_as_one_that_is_not(tree, tmp_path
     assert same_weights(again.network, whole.network) and same_weights(again.small, whole.small)
     assert again.curves == whole.curves and again.training_macs == whole.training_macs
     assert again.method.removed == whole.method.removed != []
+    assert again.curves["at_size"] == [0.0, 1.0, 1.0]
+    if config.sparsity is not None:
+        assert again.curves["blocks"][0] < 8  # so blocks were gone at the first resumption too
 
 
 # -- files ----------------------------------------------------------------------------------------------------------
@@ -477,7 +488,8 @@ def test_a_network_without_blocks_comes_back_by_name_bit_by_bit(name, tmp_path):
     widths = read_description(path)["widths"]
     gone = [name for name, layer in widths.items() if layer == {"kind": "removed"}]
     assert gone == [n for n, m in model.named_modules() if isinstance(m, Shortcut)] != []
-    for fresh in (None, build_model(name, 4, 32, 4), copy.deepcopy(model)):
+    onto = [build_model(name, 4, 32, 4), copy.deepcopy(model)] if name == "resnet18" else []
+    for fresh in [None, *onto]:
         loaded = bpl.load_model(path, fresh)
         assert torch.equal(logits(loaded, x), logits(model, x))
         assert same_state(dict(loaded.state_dict()), dict(model.state_dict()))

@@ -1,7 +1,7 @@
-"""A sweep on a machine that has torch and little else: from one file of images, with nothing imported that is not there.
+"""A sweep where torch and little else is installed: from one file of images, and nothing else is imported.
 
 What may be imported is torch, torchvision, numpy, pillow, safetensors, tqdm, lightning-fabric, and what these need
-themselves; every other installed package is made impossible to import, in all processes of the sweep.
+themselves. Python is started without its site-packages, and with a folder of links to these in their place.
 """
 
 import importlib.metadata
@@ -19,25 +19,12 @@ from packaging.utils import canonicalize_name
 from PIL import Image
 from support import SMALL, files_below, places_fixture  # noqa: F401
 
+import bpl
 from bpl.data import CARDS
 
 pytestmark = pytest.mark.usefixtures("places")
 
 ALLOWED = ("torch", "torchvision", "numpy", "pillow", "safetensors", "tqdm", "lightning-fabric")
-
-# Python reads a module of this name at its start, wherever it comes first on the path.
-BLOCKER = """
-import sys
-
-class Blocker:
-    names = frozenset({names!r})
-
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in self.names:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-
-sys.meta_path.insert(0, Blocker())
-"""
 
 
 def needed_by(names: tuple[str, ...]) -> set[str]:
@@ -55,19 +42,16 @@ def needed_by(names: tuple[str, ...]) -> set[str]:
     return found
 
 
-def blocked_modules() -> list[str]:
-    """Top-level modules of every installed package that is not among them."""
-    allowed = needed_by(ALLOWED) | {"bpl"}
-    owners = importlib.metadata.packages_distributions().items()
-    return sorted(top for top, packages in owners if not allowed & {canonicalize_name(name) for name in packages})
-
-
-@pytest.fixture
-def bare(tmp_path) -> dict[str, str]:
-    """The environment of a process that can import nothing but what training may need."""
-    (tmp_path / "bare").mkdir()
-    (tmp_path / "bare" / "sitecustomize.py").write_text(BLOCKER.format(names=blocked_modules()))
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path / "bare"), *filter(None, sys.path)])}
+@pytest.fixture(scope="session")
+def site(tmp_path_factory) -> Path:
+    """A folder with links to what the packages installed, and to the library itself."""
+    folder = tmp_path_factory.mktemp("site")
+    for name in needed_by(ALLOWED):
+        installed = importlib.metadata.distribution(name)
+        for top in {file.parts[0] for file in installed.files if file.parts[0] not in ("..", "__pycache__")}:
+            (folder / top).symlink_to(installed.locate_file(top))
+    (folder / "bpl").symlink_to(Path(bpl.__file__).parent)
+    return folder
 
 
 @pytest.fixture
@@ -88,24 +72,29 @@ def packed(tmp_path, monkeypatch) -> Path:
     return tmp_path / "ucm.zip"
 
 
-def program(environment: dict[str, str], *words: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "bpl", *map(str, words)], env=environment, capture_output=True, text=True, timeout=600
-    )
+def bare(site: Path, *words: object) -> subprocess.CompletedProcess:
+    """Python without site-packages; processes that it starts are without them too."""
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    words = [sys.executable, "-S", *map(str, words)]
+    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600)
 
 
-def test_the_packages_that_training_must_not_need_are_among_the_blocked():
-    names = "pandas matplotlib seaborn scipy sklearn onnx onnxscript onnxruntime yaml tyro torch_pruning timm IPython"
-    assert set(names.split()) - set(blocked_modules()) <= {"tyro"}  # which need not be installed
-    assert not {"torch", "numpy", "PIL", "tqdm", "safetensors", "lightning_fabric", "bpl"} & set(blocked_modules())
+def test_the_site_holds_what_trains_and_nothing_of_the_book(site):
+    there = {path.name for path in site.iterdir()}
+    assert there >= {"torch", "torchvision", "numpy", "PIL", "safetensors", "tqdm", "lightning_fabric", "bpl"}
+    others = ["pandas", "matplotlib", "scipy", "sklearn", "onnx", "onnxscript", "onnxruntime", "yaml", "torch_pruning"]
+    assert not there & {*others, "seaborn", "timm", "IPython", "tyro", "pytest"}
+    tried = f"import importlib.util as u; print([name for name in {others!r} if u.find_spec(name)])"
+    assert bare(site, "-c", tried).stdout == "[]\n"
 
 
-def test_a_sweep_from_packed_images_needs_only_what_trains(bare, packed, tmp_path):
+def test_a_sweep_from_packed_images_needs_only_what_trains(site, packed, tmp_path, monkeypatch):
     """One epoch of one run in each of two processes, and the records in one file."""
     grid = [{"dataset": "ucm", "method": ["dense", "bpl"], "split": "paper", **SMALL, "epochs": 1, "precision": "bf16"}]
     (tmp_path / "grid.json").write_text(json.dumps(grid))
     words = ["--jobs", 2, "--time-budget", "8m", "--bundle", tmp_path / "records.zip", "--quiet"]
-    done = program(bare | {"BPL_DATA": str(packed)}, "sweep", tmp_path / "grid.json", *words)
+    monkeypatch.setenv("BPL_DATA", str(packed))
+    done = bare(site, "-m", "bpl", "sweep", tmp_path / "grid.json", *words)
     assert "Traceback" not in done.stderr, done.stderr
     assert (done.returncode, done.stdout.splitlines()[-1]) == (
         0, "2 runs: 0 recorded before, 2 run now, 0 failed, 0 under way elsewhere, 0 left",
@@ -116,9 +105,9 @@ def test_a_sweep_from_packed_images_needs_only_what_trains(bare, packed, tmp_pat
     assert sources == {"real"}
 
 
-def test_a_grid_in_yaml_is_refused_with_a_way_out_where_yaml_is_missing(bare, tmp_path):
+def test_a_grid_in_yaml_is_refused_with_a_way_out_where_yaml_is_missing(site, tmp_path):
     (tmp_path / "grid.yaml").write_text("- {dataset: ucm, method: dense}\n")
-    done = program(bare, "sweep", tmp_path / "grid.yaml")
+    done = bare(site, "-m", "bpl", "sweep", tmp_path / "grid.yaml")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.endswith("cannot be read without the package pyyaml: install it, or give JSON\n")
     assert done.stderr.count("\n") == 1

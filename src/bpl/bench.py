@@ -7,7 +7,8 @@ where other work slowed the machine down; how far the ratios spread from round t
 import gc
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ SCHEMA = 1
 RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 ROUNDINGS = (1, 8, 16)
 LAYERS_OF = (0.0, 0.7)  # ratios whose layers are timed one by one
-IMAGES_A_TURN = 16  # a batch of one is run so many times in its turn
+TURN = 0.15  # seconds: a network is run so long in its turn, once at least
 
 
 def survey(
@@ -107,22 +108,24 @@ def survey(
     return result
 
 
-def _times(passes: dict[str, Any], backend: str, batch_size: int, rounds: int) -> list[dict[str, Any]]:
+Passes = dict[str, Callable[[int], Callable[[], object]]]  # name -> batch size -> one forward pass
+
+
+def _times(passes: Passes, backend: str, batch_size: int, rounds: int) -> list[dict[str, Any]]:
     """Times of all networks in turns, and how many times faster than the dense one each is, round by round."""
-    repeats = max(1, IMAGES_A_TURN // batch_size)
+    runs = {name: make(batch_size) for name, make in passes.items()}
+    first = in_turns(runs, rounds=1)
+    repeats = {name: max(1, round(1e3 * TURN / once)) for name, (once,) in first.items()}
 
-    def repeated(run: Any) -> Any:
-        def turn() -> None:
-            for _ in range(repeats):
-                run()
+    def turn(name: str) -> None:
+        for _ in range(repeats[name]):
+            runs[name]()
 
-        return turn
-
-    runs = {name: repeated(make(batch_size)) for name, make in passes.items()}
-    measured = in_turns(runs, rounds)
+    turns = in_turns({name: partial(turn, name) for name in runs}, rounds)
+    measured = {name: [value / repeats[name] for value in values] for name, values in turns.items()}
     rows = []
     for name, values in measured.items():
-        low, middle, high = (value / repeats for value in quartiles(values))
+        low, middle, high = quartiles(values)
         faster = quartiles([a / b for a, b in zip(measured["dense"], values, strict=True)])
         rows.append(
             {
@@ -174,7 +177,7 @@ def _layers(
         name: [
             {"name": conv, "macs": layer.macs, "bytes": layer.traffic, "ms": round(times(layer), 4)}
             for conv, layer in layers_of(models[name], image_size).items()
-            if layer.pixels != (1, 1)
+            if isinstance(models[name].get_submodule(conv), nn.Conv2d)
         ]
         for name in chosen
     }

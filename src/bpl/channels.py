@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torchvision.ops import stochastic_depth
 
 from bpl.ordinary import is_ordinary_conv, is_ordinary_linear, is_ordinary_norm
 from bpl.partner_conv import PartnerConv2d
@@ -36,7 +37,7 @@ _KEEP_ZERO_MODULES = (
 )  # fmt: skip
 _KEEP_ZERO_CALLS = _ZERO_ACTIVATION_CALLS | {
     F.dropout, F.dropout2d, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.interpolate,
-    F.pad, "contiguous", "clone", "float", "to",
+    F.pad, stochastic_depth, "contiguous", "clone", "float", "to",
 }  # fmt: skip
 _POOL_MODULES = (nn.MaxPool2d, nn.AvgPool2d)
 _POOL_CALLS = {F.max_pool2d, F.avg_pool2d}

@@ -67,24 +67,26 @@ class SweepGrid:
     compile: str | None = None
     """For all runs off, default, reduce-overhead or max-autotune, whatever the grid says."""
     estimate: bool = False
-    """Only say how much computation the runs that are lacking are, and how long a GPU may take."""
+    """Run nothing: only say how much computation the grid is, and how long a GPU may take."""
+    chip: str = "H200"
+    """With --estimate: which GPU."""
     price: float | None = None
-    """With --estimate: what an hour of the GPU costs, in any currency."""
+    """With --estimate: what an hour of it costs, in any currency."""
     quiet: bool = False
     """No progress bars."""
 
     def __call__(self) -> int:
-        from bpl.sweep import load_grid, seconds_of, sweep
+        from bpl.sweep import load_grid, load_stages, seconds_of, sweep
 
+        if self.estimate:
+            from bpl.estimate import estimate
+
+            print(estimate(load_stages(self.grid), self.chip, self.price))
+            return 0
         budget = None if self.time_budget is None else seconds_of(self.time_budget)
         configs = load_grid(self.grid)
         if self.compile is not None:
             configs = [dataclasses.replace(config, compile=self.compile) for config in configs]
-        if self.estimate:
-            from bpl.estimate import estimate
-
-            print(estimate(configs, self.price))
-            return 0
         done = sweep(
             configs,
             folder=self.out,
@@ -94,10 +96,10 @@ class SweepGrid:
             bundle=self.bundle,
             progress=not self.quiet,
         )
-        estimate = "" if not done.left or done.estimate is None else f", about {done.estimate / 60:.0f} min"
+        rest = "" if not done.left or done.estimate is None else f", about {done.estimate / 60:.0f} min"
         print(
             f"{len(configs)} runs: {done.done} recorded before, {done.ran} run now, {len(done.failed)} failed, "
-            f"{done.busy} under way elsewhere, {len(done.left)} left{estimate}"
+            f"{done.busy} under way elsewhere, {len(done.left)} left{rest}"
         )
         return 1 if done.failed else 0
 
@@ -218,6 +220,8 @@ class Bench:
     """Height and width of the images in pixels."""
     width: int | None = None
     """Filters of the first stage; None for the network's published width."""
+    ratios: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+    """Shares of the filters removed per layer; 0.7 has to be among them."""
     target: float = 0.3
     """Share of the dense network's latency that widths chosen layer by layer have to meet."""
     rounds: int = 7
@@ -228,10 +232,17 @@ class Bench:
     def __call__(self) -> int:
         from bpl.bench import save_survey, survey
 
+        if not all(0 < ratio < 1 for ratio in self.ratios) or 0.7 not in self.ratios:
+            raise ValueError(f"--ratios are {self.ratios}: they must be more than 0 and less than 1, 0.7 among them")
+        if self.rounds < 1:
+            raise ValueError(f"--rounds is {self.rounds}: it must be at least 1")
+        if self.out.is_dir():
+            raise ValueError(f"{self.out} is a folder: name the JSON file to write")
         result = survey(
             self.arch,
             self.image_size,
             width=self.width,
+            ratios=self.ratios,
             target=self.target,
             rounds=self.rounds,
             progress=not self.quiet,

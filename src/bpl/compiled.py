@@ -7,7 +7,6 @@ not supported) the network runs as it is, and says so once.
 """
 
 import sys
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +20,13 @@ class Compiled(nn.Module):
     Args:
         model: the network; parameters and buffers stay its own.
         mode: one of `MODES`, not "off".
-        set_up: what a network needs before it is called, such as the precision of the run; returns the network.
     """
 
-    def __init__(self, model: nn.Module, mode: str, set_up: Callable[[nn.Module], nn.Module]):
+    def __init__(self, model: nn.Module, mode: str):
         super().__init__()
         options = torch._inductor.list_mode_options(mode) | {"fallback_random": True}  # dropout as without compiling
-        self.fast = set_up(torch.compile(model, options=options))
-        self.plain = set_up(model)
+        self.plain = model
+        self.fast = torch.compile(model, options=options)
         self.failed = False
 
     def forward(self, x: Tensor) -> object:

@@ -64,14 +64,14 @@ _PRUNING: dict[str, dict[str, Any]] = {
     "bpl": {"criterion": "l2", "mask": "hard", "freeze_at": 0.01},
     "l1": {"criterion": "l1", "mask": "hard", "freeze_at": 0.5},
     "random": {"criterion": "random", "mask": "hard", "freeze_at": 0.5},
-    "sfp": {"criterion": "l2", "mask": "soft", "freeze_at": 0.8},
-    "fpgm": {"criterion": "fpgm", "mask": "soft", "freeze_at": 0.8},
+    "sfp": {"criterion": "l2", "mask": "soft", "freeze_at": 0.5},
+    "fpgm": {"criterion": "fpgm", "mask": "soft", "freeze_at": 0.5},
 }
 # The methods that learn from another network, or from copies of themselves, and those that are steered to a budget.
 _OTHERS: dict[str, dict[str, Any]] = {
     "hrank": {"criterion": "rank", "samples": 500},
     "kd": {"distill_weight": 1.0, "temperature": 4.0},
-    "self_kd": {"distill_weight": 1.0, "temperature": 3.0},
+    "self_kd": {"distill_weight": 0.1, "temperature": 3.0},
     "compact_kd": {"freeze_at": 0.5, "distill_weight": 1.0, "temperature": 4.0, "feature_weight": 1.0},
     "oed": {"freeze_at": 0.5, "distill_weight": 1.0, "temperature": 3.0, "copies": 2},
     "fcs_mlft": {

@@ -76,8 +76,14 @@ def load_classifier(model: str | Path, *, work: Path | None = None) -> Classifie
     Raises:
         ModelFileError: missing, damaged, of another version, or without what classifying needs.
     """
-    if Path(model).suffix == ".onnx":
-        return _from_onnx(Path(model))
+    classifier = _from_onnx(Path(model)) if Path(model).suffix == ".onnx" else _from_weights(model, work)
+    # One grey image now, so that a network that does not fit its description says so before the first line is written.
+    classifier.probabilities(torch.full((1, 3, classifier.image_size, classifier.image_size), 128, dtype=torch.uint8))
+    return classifier
+
+
+def _from_weights(model: str | Path, work: Path | None) -> Classifier:
+    """A classifier from safetensors and their description, run by PyTorch."""
     weights = find_shipped(model, work=work).weights
     description = read_description(weights)
     image_size = _image_size(description, weights)

@@ -40,7 +40,12 @@ class GridError(ValueError):
 
 
 def load_grid(path: Path) -> list[RunConfig]:
-    """The runs of a grid file, in the order in which they are worth having, each once.
+    """The runs of a grid file, in the order in which they are worth having, each once (`load_stages` in one list)."""
+    return list(itertools.chain.from_iterable(load_stages(path)))
+
+
+def load_stages(path: Path) -> list[list[RunConfig]]:
+    """The runs of a grid file, stage by stage, in the order in which they are worth having, each once.
 
     Args:
         path: a YAML or JSON file.
@@ -51,10 +56,9 @@ def load_grid(path: Path) -> list[RunConfig]:
     Raises:
         GridError: unreadable, not lists of mappings, an unknown key, or a value that is not allowed.
     """
-    configs: list[RunConfig] = []
-    stages = _stages(Path(path))
-    for stage, entries in enumerate(stages, 1):
-        where = f"grid {path}" if len(stages) == 1 else f"grid {path}, stage {stage}"
+    contents, stages, known = _contents(Path(path)), [], set()
+    for stage, entries in enumerate(contents, 1):
+        where = f"grid {path}" if len(contents) == 1 else f"grid {path}, stage {stage}"
         if not isinstance(entries, list) or not entries:
             raise GridError(f"{where} is not a list of run configs")
         found: list[RunConfig] = []
@@ -65,13 +69,15 @@ def load_grid(path: Path) -> list[RunConfig]:
                 found += _expand(entry)
             except (TypeError, ValueError) as error:
                 raise GridError(f"{where}, entry {number}: {error}") from error
-        configs += sorted(found, key=lambda config: config.seed)  # stable: the file's order within a seed
-    if not configs:
+        found.sort(key=lambda config: config.seed)  # stable: the file's order within a seed
+        stages.append([config for config in dict.fromkeys(found) if config not in known])
+        known.update(found)
+    if not known:
         raise GridError(f"grid {path} stands for no run: one of its lists is empty")
-    return list(dict.fromkeys(configs))
+    return stages
 
 
-def _stages(path: Path) -> list[Any]:
+def _contents(path: Path) -> list[Any]:
     """What a grid file holds, one item a stage."""
     try:
         text = path.read_text()

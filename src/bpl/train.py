@@ -214,8 +214,8 @@ def _fabric(config: RunConfig) -> Any:
 
 def _set_up(config: RunConfig, model: nn.Module, fabric: Any) -> nn.Module:
     """The network as a step calls it: in the precision of the run, and compiled where the config says so."""
-    set_up = partial(fabric.setup_module, move_to_device=False)
-    return set_up(model) if config.compile == "off" else Compiled(model, config.compile, set_up)
+    called = model if config.compile == "off" else Compiled(model, config.compile)
+    return fabric.setup_module(called, move_to_device=False)
 
 
 def _epoch(

@@ -80,7 +80,7 @@ class CompactKD(Taught):
 
     def _start(self, network: nn.Module) -> None:
         """The course of the controller: from the teacher's effective cost to the budget."""
-        scales = [scale.detach() for scale in channel_scales(network, self.sets)]
+        scales = self._scales(network)
         self.first_share = self.cost.total(effective_widths(scales)) / self.cost.full
         self.last_share = self.allowed / self.cost.full
         self.strength = self.config.sparsity
@@ -122,9 +122,8 @@ class CompactKD(Taught):
         if self.masks is not None:
             widths = [int(self.masks[channels.convs[0]].sum()) for channels in self.sets]
             return {"cost_share": self.cost.total(widths) / self.cost.full, "strength": 0.0, "removed_scale": 0.0}
-        network = training.model.network
-        scales = [scale.detach() for scale in channel_scales(network, self.sets)]
-        masks = masks_within(self.cost, scales, self.allowed, self.config.round_to)
+        scales = self._scales(training.model.network)
+        masks = self._choose(scales)
         removed = sum(float(scale[~mask.to(scale.device)].sum()) for scale, mask in zip(scales, masks, strict=True))
         share = self.cost.total(effective_widths(scales)) / self.cost.full
         row = {
@@ -151,6 +150,13 @@ class CompactKD(Taught):
         ]
 
     # -- removal and what ships -----------------------------------------------------------------------------------
+    @torch.no_grad()
+    def _scales(self, network: nn.Module) -> list[Tensor]:
+        return channel_scales(network, self.sets)
+
+    def _choose(self, scales: list[Tensor]) -> list[Tensor]:
+        return masks_within(self.cost, scales, self.allowed, self.config.round_to)
+
     def _named(self, masks: list[Tensor]) -> dict[str, Tensor]:
         return {name: mask for channels, mask in zip(self.sets, masks, strict=True) for name in channels.convs}
 
@@ -164,8 +170,7 @@ class CompactKD(Taught):
     def as_shipped(self, model: WithBlockOutputs) -> nn.Module:
         if self.masks is not None:
             return model.network
-        scales = channel_scales(model.network, self.sets)
-        return slim(model.network, self._named(masks_within(self.cost, scales, self.allowed, self.config.round_to)))
+        return slim(model.network, self._named(self._choose(self._scales(model.network))))
 
     def as_trained(self, model: WithBlockOutputs) -> nn.Module:
         return model.network

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 BOUND = 4.0  # a strength stays between a quarter and four times what it would be without the dean
 HIDDEN = 16  # units
-RATE = 1e-2  # learning rate of its Adam
+RATE = 1e-3  # learning rate of its Adam
 
 
 class Dean(nn.Module):

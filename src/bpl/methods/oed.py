@@ -37,7 +37,7 @@ class OnlineEnsemble(nn.Module):
     """Copies of a network that share their block masks, and the teacher that is made of their features.
 
     Args:
-        networks: networks of one shape; their last linear layers are their classifiers.
+        networks: networks of one shape, whose last linear layers are their classifiers; they are changed in place.
 
     Attributes:
         masks: (blocks,) the shared soft masks, all 1 at the start; None once they are folded.
@@ -122,13 +122,10 @@ class OED(Method):
 
     def _weigh(self, model: nn.Module) -> None:
         """Set `costs`, each block's share of the network's cost, and `target`, the share that is to stay, if any is."""
-        config = self.config
-        budget = Budget("macs", 1.0) if config.budget is None else Budget.parse(config.budget)
+        config, budget = self.config, self._budget(model)
         dense = budget.cost_of(model, config.image_size)
         self.costs = [cost / dense for cost in branch_costs(model, budget.cost, config.image_size).values()]
-        self.target = None if config.sparsity is not None else budget.share
-        if config.sparsity is None and config.budget is None:
-            self.target = budget.cost_of(slim(model, prune_masks(model, config.ratio)), config.image_size) / dense
+        self.target = budget.share if config.sparsity is None else None
         least = 1 - sum(self.costs)
         if self.target is not None and self.target < least:
             smallest = math.ceil(least * 1e3) / 1e3
@@ -137,6 +134,13 @@ class OED(Method):
                 f"{asked} asks for {self.target:.3f} of the {budget.cost} of {config.arch}, but {least:.3f} stay when "
                 f"all {len(self.names)} residual blocks are gone: the smallest budget is {budget.cost}:{smallest:g}"
             )
+
+    def _budget(self, model: nn.Module) -> Budget:
+        """The config's, or where it has none the multiply-accumulates of the network uniformly pruned at `ratio`."""
+        if self.config.budget is not None:
+            return Budget.parse(self.config.budget)
+        uniform, size = slim(model, prune_masks(model, self.config.ratio)), self.config.image_size
+        return Budget("macs", count_macs(uniform, size) / count_macs(model, size))
 
     # -- closed-loop distillation ---------------------------------------------------------------------------------
     def loss(self, training: Training, batch: Batch, outputs: tuple[Tensor, Tensor]) -> Tensor:
@@ -151,9 +155,12 @@ class OED(Method):
 
     # -- the masks ------------------------------------------------------------------------------------------------
     def before_step(self, training: Training) -> None:
+        """Take the masks' gradient away from the optimiser, its momentum and its weight decay: it is FISTA's alone."""
         masks = training.model.masks
-        if masks is not None and masks.grad is not None:
-            self._gradient, masks.grad = masks.grad.cpu(), None  # FISTA's alone: no momentum, no weight decay
+        if masks is not None:
+            # a small synchronisation a step, while blocks are searched; no gradient where all blocks are gone
+            self._gradient = torch.zeros(len(masks)) if masks.grad is None else masks.grad.cpu()
+            masks.grad = None
 
     def after_step(self, training: Training) -> None:
         if self.frozen or self._chosen is not None:
@@ -162,10 +169,10 @@ class OED(Method):
         stepped = fista_step(self.fista, self._gradient, step, partial(self._prox, training.epoch, step))
         if self.target is not None and self._share(stepped.x > 0) <= self.target:
             self._chosen = self._nearest(stepped.x)
-            self.fista = Fista.start(self.fista.x)  # so that no block that stays has a mask of 0
+            self.fista = Fista.start(self.fista.x)  # the step before: no block that stays has a mask of 0
         else:
             self.fista = stepped
-        self._show(training.model, self.fista.y)
+        training.model.masks.detach().copy_(self.fista.y)
 
     def _prox(self, epoch: int, step: float, z: Tensor) -> Tensor:
         """The proximal map of step * lambda * |m|_1 over m >= 0, lambda being given or what keeps to the plan."""
@@ -196,12 +203,6 @@ class OED(Method):
         count = min(range(len(shares)), key=lambda count: abs(shares[count] - self.target))
         return [self.names[i] for i in order[:count]]
 
-    @staticmethod
-    @torch.no_grad()
-    def _show(model: OnlineEnsemble, masks: Tensor) -> None:
-        """Let the network compute with these masks."""
-        model.masks.copy_(masks)
-
     def after_epoch(self, training: Training) -> dict[str, float]:
         if not self.frozen:
             self._remove(training)
@@ -225,7 +226,7 @@ class OED(Method):
         self.removed += new
         self.fista = Fista.start(masks)  # the next epoch's weights and lambda are others: extrapolate anew
         if not self.frozen:
-            self._show(training.model, masks)
+            training.model.masks.detach().copy_(masks)
 
     def _values(self) -> dict[str, float]:
         return dict(zip(self.names, self.fista.x.tolist(), strict=True))

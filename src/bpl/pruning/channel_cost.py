@@ -7,7 +7,7 @@ n_s n_t k_h k_w weights, each used once per pixel of its output map, so the cost
 
 whose coefficients follow from the shapes of the layers. One channel of s then costs cost(n) - cost(n - e_s), which
 depends on how many channels are left on the other side: the weight that MorphNet gives to a channel's batch
-normalisation scale (Gordon et al. 2018, section 3.2, with channels counted as alive or not).
+normalisation scale (Gordon et al. 2018, who count a channel as alive or not).
 """
 
 import copy

@@ -52,7 +52,7 @@ def effective_widths(scales: Sequence[Tensor]) -> list[float]:
 
 
 def gamma_penalty(scales: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """sum_s w_s sum_c |gamma_sc|: each channel pays for what it costs (MorphNet, Gordon et al. 2018, section 3.2).
+    """sum_s w_s sum_c |gamma_sc|: each channel pays for what it costs (MorphNet, Gordon et al. 2018).
 
     Args:
         scales: one tensor (n_s,) for each set.

@@ -49,7 +49,7 @@ def width_options(size: int, round_to: int = 1) -> list[int]:
     Returns:
         Widths in ascending order, N the last.
     """
-    return sorted({kept_filters(size, 1 - step / STEPS, round_to) for step in range(1, STEPS + 1)})
+    return sorted({size} | {kept_filters(size, 1 - step / STEPS, round_to) for step in range(1, STEPS)})
 
 
 def kept_importance(size: int, scores: list[Tensor] | None = None) -> Tensor:

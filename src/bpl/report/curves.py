@@ -84,6 +84,7 @@ def _log_curves(rows: list[Row], names: dict[str, str], what: str, title: str) -
     figure, axes = new_axes(height=3.8)
     ends = []
     for row, style in zip(drawn, itertools.cycle(("-", "--", ":", "-."))):
+        label = _label(row, drawn).removeprefix("DDSL, ")
         for (name, word), colour in zip(names.items(), SERIES, strict=False):
             values = np.array([record.curves[name] for record in row.records])  # (seeds, epochs)
             there = (values > 0).all(axis=0)
@@ -93,7 +94,7 @@ def _log_curves(rows: list[Row], names: dict[str, str], what: str, title: str) -
             axes.plot(epochs, logs.mean(axis=0), style, color=colour, linewidth=1.6)
             if len(values) > 1:
                 axes.fill_between(epochs, logs.min(axis=0), logs.max(axis=0), color=colour, alpha=0.15, linewidth=0)
-            ends.append((epochs[-1], logs[:, -1].mean(), colour, f"{word}: {_label(row, drawn)}"))
+            ends.append((epochs[-1], logs[:, -1].mean(), colour, f"{word}, {label}"))
     axes.set_xlim(0, max(len(record.curves["loss"]) for row in drawn for record in row.records))
     if not ends:
         return Markdown(NO_RECORDS)

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from bpl.config import RunConfig
 from bpl.report.display import Drawing, Markdown
 from bpl.report.numbers import NBSP, percent_change, spread
 from bpl.report.rows import Row
@@ -19,11 +20,12 @@ def machine(survey: Survey) -> Markdown:
     """What was measured, and where, in a sentence."""
     m, n = survey.machine, survey.network
     width = "" if n["width"] is None else f", width {n['width']}"
+    best, stream = survey.peak["macs_per_second"] / 1e9, survey.peak["bytes_per_second"] / 1e9
     return Markdown(
-        f"Measured: {n['arch']}{width}, {n['classes']} classes, {n['image_size']} × {n['image_size']} pixels, float32, on "
-        f"{m['processor']}, {m['threads']} threads, torch {m['torch']}, ONNX Runtime {m['onnxruntime']}, {m['date']}. "
-        f"At best this machine made {survey.peak['macs_per_second'] / 1e9:.0f} G multiply-accumulates a second in a matrix "
-        f"product and moved {survey.peak['bytes_per_second'] / 1e9:.0f} GB a second in a copy."
+        f"Measured: {n['arch']}{width}, {n['classes']} classes, {n['image_size']} × {n['image_size']} pixels, float32, "
+        f"on {m['processor']}, {m['threads']} threads, torch {m['torch']}, ONNX Runtime {m['onnxruntime']}, "
+        f"{m['date']}. At best this machine made {best:.0f} G multiply-accumulates a second in a matrix product and "
+        f"moved {stream:.0f} GB a second in a copy."
     )
 
 
@@ -77,11 +79,18 @@ def _widths(survey: Survey, entry: dict[str, Any]) -> str:
     return ", ".join(str(width) for _, width in sorted(pairs))
 
 
+_SIZE = ("arch", "width", "image_size", "stored_size", "epochs", "teacher_epochs", "ratio", "round_to", "target")
+
+
 def _accuracy(rows: list[Row], entry: dict[str, Any], method: str) -> str:
-    """Top-1 of the recorded row of a method at this size."""
+    """Top-1 of the recorded row of a method at this size, every other knob at its default."""
     for row in rows:
-        size = (row.ratio, row.config["round_to"] or 1, row.config["target"])
-        if row.method == method and size == (entry["ratio"], entry["round_to"], entry["target"]) and not row.variant:
+        config = row.config
+        if (row.method, row.ratio, config["round_to"] or 1) != (method, entry["ratio"], entry["round_to"]):
+            continue
+        sizes = {name: config[name] for name in _SIZE} | {"tier": row.records[0].config["tier"]}
+        plain = RunConfig(dataset=config["dataset"], method=method, split=config["split"], **sizes).to_dict()
+        if config["target"] == entry["target"] and all(value == plain[name] for name, value in config.items()):
             return spread(row.accuracy)
     return MISSING
 
@@ -146,8 +155,9 @@ def aim(survey: Survey, ratio: float = 0.7, round_to: int = 16) -> Markdown:
     met = all(middle >= AIM for _, middle, _ in times.values())
     return Markdown(
         f"Ratio {ratio:g} with widths rounded to {round_to} removes {100 * survey.removed(entry):.1f} % of the "
-        f"multiply-accumulates, and under ONNX Runtime on {survey.machine['threads']} threads the network is {said} as the "
-        f"dense one (brackets: quartiles over rounds). The aim was {AIM} times: {'met' if met else 'not met here'}."
+        f"multiply-accumulates, and under ONNX Runtime on {survey.machine['threads']} threads the network is {said} as "
+        f"the dense one (brackets: quartiles over rounds). The aim was {AIM} times: "
+        f"{'met' if met else 'not met here'}."
     )
 
 

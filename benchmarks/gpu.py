@@ -1,0 +1,140 @@
+"""Training speed at the paper's scale on this machine's GPU: images a second, shares, ratio to the released style.
+
+    python benchmarks/gpu.py [--compile default] [--arch resnet50] [--image-size 256] [--batch 64] [--steps 26]
+    python benchmarks/gpu.py --small      # a tiny network: shows on a CPU, in seconds, that everything runs
+
+Speeds are those of `bpl.train.train` itself, on noise images of the shape of UC Merced: median of the epochs after the
+first of each phase, the time between two epochs whole (augmentation, steps, masks, a test image). The parts of a step
+are timed one by one, waiting for the device after each, so that they add up to a little more than a step of the loop.
+The released style (`steps.ReleasedStep`) works on images that lie on the device, in its favour: its own loader reads
+files. FLOPs are those of convolutions and linear layers, two a multiply-accumulate, three times the forward pass.
+"""
+
+import argparse
+import time
+
+import torch
+from steps import CLASSES, MEAN, STD, ReleasedStep, Step, make_grown
+
+import bpl
+from bpl.chips import known_peak, measured_peak
+from bpl.data import ImageSet, Split
+from bpl.measure import count_macs, in_turns, quartiles
+from bpl.train import train
+
+EPOCHS = 4  # of a phase; the first warms up, and compiles
+RATIO = 0.7
+
+
+def noise(images: int, image_size: int) -> ImageSet:
+    """A data set of noise images, as many of each class as of any other but one."""
+    chance = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (images, 3, image_size, image_size), dtype=torch.uint8, generator=chance)
+    return ImageSet(
+        name="noise",
+        source="synthetic",
+        images=pixels,
+        labels=torch.arange(images) % CLASSES,
+        classes=tuple(f"class {number}" for number in range(CLASSES)),
+        files=tuple(f"noise/{number}.png" for number in range(images)),
+        digest="noise",
+        mean=MEAN,
+        std=STD,
+        root=None,
+    )
+
+
+def epoch_seconds(config: bpl.RunConfig, images: ImageSet) -> list[float]:
+    """Seconds from the end of one epoch to the end of the next, by the training loop itself."""
+    everything = torch.arange(len(images.labels))
+    split = Split(everything[:-1], everything[:0], everything[-1:], digest="noise")
+    times = [time.perf_counter()]
+
+    def watch(epoch: int, row: dict[str, float]) -> bool:
+        times.append(time.perf_counter())
+        return False
+
+    train(config, images, split, progress=False, watch=watch)
+    return [after - before for before, after in zip(times, times[1:], strict=False)]
+
+
+def phases_of_the_loop(
+    arch: str, width: int | None, image_size: int, batch: int, steps: int, compile: str, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of the epochs of each phase: of a dense run, and of a BPL run before and after its network shrinks."""
+    common = {
+        "dataset": "synthetic", "tier": "paper", "arch": arch, "width": width, "image_size": image_size,
+        "stored_size": image_size, "batch_size": batch, "split": "paper", "compile": compile, "device": device.type,
+    }  # fmt: skip
+    images = noise(steps * batch + 2, image_size).to(device)
+    dense = epoch_seconds(bpl.RunConfig(method="dense", epochs=EPOCHS, **common), images)
+    grown = epoch_seconds(bpl.RunConfig(method="bpl", ratio=RATIO, epochs=2 * EPOCHS, freeze_at=0.5, **common), images)
+    return {"dense": dense, "bpl before slimming": grown[:EPOCHS], "bpl after slimming": grown[EPOCHS:]}
+
+
+def measure(arch: str, width: int | None, image_size: int, batch: int, steps: int, rounds: int, compile: str) -> str:
+    """The report, as text."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    known = known_peak(name)
+    peak = known or measured_peak(device, 8192 if device.type == "cuda" else 1024)
+    partners = make_grown(arch, image_size, bpl.grow_partners, width=width)
+    masks = bpl.prune_masks(partners, RATIO)
+    models = {
+        "dense": make_grown(arch, image_size, width=width),
+        "bpl before slimming": partners,
+        "bpl after slimming": bpl.slim(partners, masks),
+    }
+    macs = {phase: count_macs(model, image_size) for phase, model in models.items()}
+
+    phases = phases_of_the_loop(arch, width, image_size, batch, steps, compile, device)
+    speeds = {phase: steps * batch / quartiles(seconds[1:])[1] for phase, seconds in phases.items()}
+    ours: dict[str, Step | ReleasedStep] = {
+        phase: Step(model, batch, image_size, bf16=True, device=device, compile=compile)
+        for phase, model in models.items()
+    }
+    released = ReleasedStep(
+        make_grown(arch, image_size, bpl.grow_partners, width=width), batch, image_size, masks, device
+    )
+    times = in_turns(ours | {"released": released}, rounds, warm_up=2)
+    baseline = 1e3 * batch / quartiles(times["released"])[1]
+
+    lines = [
+        f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads; at most {peak / 1e12:.3g} TFLOP/s in "
+        + ("bf16, by its data sheet" if known else "bf16, measured on a matrix product"),
+        f"{arch}, {image_size} pixels, batch {batch}, bf16, channels_last, compile {compile}, {steps} steps an epoch",
+    ]
+    for phase, speed in speeds.items():
+        rate = 6 * macs[phase] * speed  # FLOP/s
+        longer = phases[phase][0] - quartiles(phases[phase][1:])[1]
+        lines.append(
+            f"  {phase:20} {speed:9.1f} images/s {rate / 1e12:9.3f} TFLOP/s {100 * rate / peak:5.1f} % of the peak, "
+            f"{speed / speeds['dense']:5.2f} of dense, {speed / baseline:6.2f} of the released style; "
+            f"first epoch {longer:.1f} s longer"
+        )
+    lines.append(f"  {'released style':20} {baseline:9.1f} images/s")
+    for phase, step in ours.items():
+        middle = {part: quartiles(values[2:])[1] for part, values in step.parts.items()}
+        shares = (f"{part} {100 * value / sum(middle.values()):.1f} %" for part, value in middle.items())
+        lines.append(f"share of a step, {phase}: " + ", ".join(shares))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--small", action="store_true", help="a tiny network, for a look on a CPU")
+    parser.add_argument("--arch", default="resnet50")
+    parser.add_argument("--image-size", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=26, help="an epoch; 26 are UC Merced's 80 %% in batches of 64")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--compile", default="off", help="off, or a mode of torch.compile")
+    o = parser.parse_args()
+    if o.small:
+        print(measure("resnet18", 8, 32, 16, 3, 3, o.compile))
+    else:
+        print(measure(o.arch, None, o.image_size, o.batch, o.steps, o.rounds, o.compile))
+
+
+if __name__ == "__main__":
+    main()
