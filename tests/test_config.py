@@ -11,14 +11,19 @@ from support import run_module
 
 from bpl.cli import main
 from bpl.config import (
+    _CRITERIA_OF,
+    _ONLY_FOR,
     AUGMENTATIONS,
     DEVICES,
+    FINE_TUNES,
     MASKS,
     METHODS,
+    PARTNERS,
     PRECISIONS,
     SCHEDULES,
     SLIM_AT,
     SPLITS,
+    STRENGTHS,
     TIERS,
     RunConfig,
 )
@@ -59,7 +64,12 @@ def test_every_method_that_prunes_has_a_criterion_a_mask_and_a_freeze():
     for method in METHODS:
         config = RunConfig("ucm", method)
         given = (config.criterion, config.mask, config.mask_every, config.freeze_at, config.slim_at)
-        assert all(v is None for v in given) if method in ("dense", "scratch") else all(v is not None for v in given)
+        if method in ("bpl", "l1", "sfp", "fpgm", "random"):
+            assert None not in given
+        else:
+            assert config.mask is config.mask_every is None
+        if method in ("dense", "scratch", "kd", "self_kd"):
+            assert given == (None,) * 5
 
 
 def test_dense_ignores_the_ratio_and_all_that_only_pruning_reads():
@@ -135,12 +145,20 @@ def test_a_bad_value_gives_one_sentence_with_the_value_and_what_is_allowed(field
 # For every field but those below another value than the default, which must make it another run.
 OTHER = {
     "dataset": "aid", "method": "sfp", "arch": "resnet56", "ratio": 0.5, "seed": 1, "epochs": 7, "split": "paper",
-    "image_size": 96, "width": 24, "batch_size": 32, "schedule": "released", "learning_rate": 0.02, "momentum": 0.8,
-    "weight_decay": 0.0, "label_smoothing": 0.1, "augmentation": "nadir", "precision": "float32", "criterion": "fpgm",
+    "image_size": 96, "stored_size": 80, "width": 24, "batch_size": 48, "schedule": "released",
+    "learning_rate": 0.02, "momentum": 0.8,
+    "weight_decay": 0.0, "label_smoothing": 0.2, "augmentation": "flip", "precision": "float32", "criterion": "fpgm",
     "scope": "all", "round_to": 8, "mask": "soft", "mask_every": 2, "freeze_at": 0.6, "slim_at": "none",
-    "diversity_weight": 0.25, "diversity_form": "layer-squared",
+    "diversity_weight": 0.25, "diversity_form": "layer-squared", "partner": "acnet", "teacher_epochs": 3,
+    "distill_weight": 0.5, "temperature": 2.0, "feature_weight": 0.5, "target": "macs:0.3", "budget": "params:0.4",
+    "sparsity": 0.01, "copies": 3, "samples": 50, "bins": 3, "fine_tune": "tft", "rho": 0.5, "strengths": "fixed",
 }  # fmt: skip
-NO_PART_OF_IT = {"tier", "device", "compile", "data"}  # the source of the images, real or drawn, counts in place of `data`
+NO_PART_OF_IT = {
+    "tier",
+    "device",
+    "compile",
+    "data",
+}  # the source of the images, real or drawn, counts in place of `data`
 
 
 def test_every_field_is_either_part_of_the_identity_or_known_not_to_be():
@@ -149,7 +167,8 @@ def test_every_field_is_either_part_of_the_identity_or_known_not_to_be():
 
 @pytest.mark.parametrize("field", OTHER)
 def test_the_identity_changes_with_the_field(field):
-    base = {"dataset": "ucm", "method": "bpl"}
+    readers = _ONLY_FOR.get(field, ("bpl",))
+    base = {"dataset": "ucm", "method": "bpl" if "bpl" in readers else readers[0]}
     assert RunConfig(**base | {field: OTHER[field]}).identity("real") != RunConfig(**base).identity("real")
 
 
@@ -220,10 +239,15 @@ def configs(draw, folder=None):
         "freeze_at": st.floats(0.01, 1), "slim_at": st.sampled_from(SLIM_AT),
         "diversity_weight": st.integers(0, 3) | number,
         "diversity_form": st.sampled_from([*FORMS]), "device": st.sampled_from(DEVICES),
+        "partner": st.sampled_from(PARTNERS), "target": st.sampled_from(["macs:0.3", "latency:0.5", "params:0.25"]),
+        "budget": st.sampled_from(["macs:0.3", "params:0.25"]), "teacher_epochs": small, "copies": st.integers(2, 4),
+        "temperature": st.floats(0.5, 9), "distill_weight": number, "fine_tune": st.sampled_from(FINE_TUNES),
+        "strengths": st.sampled_from(STRENGTHS), "rho": number, "samples": st.integers(2, 99), "bins": small,
     }  # fmt: skip
     chosen = draw(st.sets(st.sampled_from([*choices]), max_size=8))
     dataset = draw(st.sampled_from([*CARDS, *([folder] if folder else [])]))
     method = draw(st.sampled_from(METHODS))
+    choices["criterion"] = st.sampled_from(_CRITERIA_OF.get(method, tuple(CRITERIA)))
     return RunConfig(dataset=dataset, method=method, **{name: draw(choices[name]) for name in sorted(chosen)})
 
 

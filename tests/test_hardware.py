@@ -73,9 +73,8 @@ def test_the_search_keeps_the_limit_and_is_close_to_the_best_of_all_choices():
         importance = [kept_importance(n) for n in sizes]
         if not allowed:
             unreachable += 1
-            with pytest.raises(OutOfReach) as error:
+            with pytest.raises(OutOfReach, match=f"costs {cost([widths[0] for widths in options]):g}: "):
                 search_widths(options, importance, cost, limit)
-            assert error.value.least == cost([widths[0] for widths in options])
             continue
         found = search_widths(options, importance, cost, limit)
         assert cost(found) <= limit and all(n in widths for n, widths in zip(found, options, strict=True))
@@ -244,6 +243,19 @@ def test_a_target_that_cannot_be_met_says_the_smallest_that_can():
     smallest = count_macs(slim(model, narrowest), 64) / count_macs(model, 64)
     with pytest.raises(ValueError, match=f"the smallest reachable is macs:{smallest:.3f}"):
         widths_for(model, "macs:0.01", 64)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"round_to": 0}, "round_to is 0: it must be a whole number of at least 1"),
+        ({"criterion": "l3"}, "unknown criterion 'l3': allowed are l1, l2"),
+        ({"scope": "outer"}, "unknown scope 'outer'"),
+    ],
+)
+def test_a_bad_option_of_the_search_is_named(options, said):
+    with pytest.raises(ValueError, match=said):
+        widths_for(bpl.build_model("resnet18", 5, 32, 8), "macs:0.5", 32, **options)
 
 
 def _inner(model):

@@ -173,7 +173,10 @@ def test_what_ships_is_the_trained_network_and_plain(tree, method):
     assert not partner_blocks(out.small)
     assert not out.small.training
     wide = build_model("resnet18", 4, 32, 8)
-    assert count_macs(out.small, 32) == count_macs(slim(wide, prune_masks(wide, config.ratio)), 32)
+    uniform = count_macs(slim(wide, prune_masks(wide, config.ratio)), 32)
+    # those that are steered to a budget take that for theirs, and land as near as channels or whole blocks let them
+    step = {"compact_kd": 0.02, "oed": 0.15}.get(method, 0.0) * count_macs(wide, 32)
+    assert abs(count_macs(out.small, 32) - uniform) <= step
 
 
 @pytest.mark.parametrize(

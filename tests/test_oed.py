@@ -331,6 +331,21 @@ def test_the_landing_is_the_nearest_cost_in_the_order_in_which_masks_vanish(targ
     assert method._nearest(torch.tensor([0.5, 0.0, 0.9, 0.0])) == expected
 
 
+def test_a_block_that_stays_keeps_the_mask_it_had_before_the_last_step():
+    """b and d vanish in one step, in which the cost would fall below the budget; without b alone it is nearer."""
+    method = method_of(train=64, epochs=3)  # 4 steps an epoch, 2 epochs to the freeze
+    before = torch.tensor([0.8, 0.02, 0.9, 0.03])
+    method.names, method.costs, method.target = list("abcd"), [0.2, 0.1, 0.3, 0.3], 0.8
+    method.fista = Fista.start(before)
+    model = SimpleNamespace(masks=nn.Parameter(before.clone()))
+    training = SimpleNamespace(model=model, optimizer=SimpleNamespace(param_groups=[{"lr": 0.1}]), epoch=1)
+    for gradient in (torch.zeros(4), torch.tensor([9.0, 0.0, 9.0, 0.0])):  # what comes after that step moves nothing
+        method._gradient = gradient
+        method.after_step(training)
+        assert method._chosen == ["b"]
+        assert torch.equal(method.fista.x, before) and torch.equal(model.masks.detach(), before)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

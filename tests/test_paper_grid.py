@@ -11,14 +11,17 @@ from bpl.cli import main
 from bpl.config import METHODS, TIERS, RunConfig
 from bpl.data import CARDS
 from bpl.estimate import estimate, training_macs
-from bpl.measure import count_macs
+from bpl.measure import count_macs, count_params
 from bpl.models import build_model
+from bpl.partner import grow_partners
+from bpl.pruning import prune_masks, slim
 from bpl.sweep import load_grid, load_stages
 
 pytestmark = pytest.mark.usefixtures("places")
 
 GRID = Path(__file__).parents[1] / "workflow" / "paper.yaml"
 RECIPE = ("schedule", "weight_decay", "label_smoothing", "augmentation")
+HEADLINE_RUNS = [("dense", 0.0), ("scratch", 0.7), ("bpl", 0.7)]
 HEADLINE = [("dense", 0.0, None), ("scratch", 0.7, None), ("bpl", 0.7, 0.01), ("bpl", 0.7, 1.0)]
 
 
@@ -144,3 +147,38 @@ def test_sweep_prints_the_estimate_and_runs_nothing(tmp_path, places, capsys):
     assert re.search(r"^ +all +2 +[\d.]+ +[\d.]+ +[\d.]+$", out, re.M)
     assert not (places / "results").exists()
     assert not (places / "work").exists()
+
+
+# -- the page -----------------------------------------------------------------------------------------------------
+PAGE = Path(__file__).parents[1] / "book" / "paper_scale.md"
+
+
+def cells(name: str) -> list[list[str]]:
+    """The rows of a table of the page, without its head."""
+    table = re.search(rf":name: {name}\n(?::class:.*\n)?\n(.*?)```", PAGE.read_text(), re.DOTALL)[1]
+    return [[cell.strip() for cell in line.strip("| \n").split("|")] for line in table.splitlines()[2:] if line]
+
+
+def test_the_page_shows_the_estimate_that_the_command_prints(stages):
+    printed = [line.split() for line in estimate(stages).splitlines()[2:]]
+    assert [[row[0], *row[2:]] for row in cells("tab-paper-campaign")] == printed
+    assert f"{sum(map(len, stages))}" == printed[-1][1]
+
+
+def test_the_page_says_what_one_run_computes():
+    for row, (method, ratio) in zip(cells("tab-paper-run"), HEADLINE_RUNS, strict=True):
+        config = RunConfig("ucm", method, tier="paper", split="paper", ratio=ratio)
+        flops = 2 * training_macs(config, 1680, 21)
+        assert row[0].startswith(f"`{method}`")
+        assert row[1:] == [f"{flops / 1e15:.1f}", f"{flops / (0.05 * BF16_PEAK['H200']) / 60:.1f}"]
+        if method == "dense":
+            assert f"That would be {100 * flops / BF16_PEAK['H200'] / 180:.0f} % of the rate" in PAGE.read_text()
+
+
+def test_the_page_says_what_a_checkpoint_weighs():
+    partners = grow_partners(build_model("resnet50", 21, 256))
+    slimmed = slim(partners, prune_masks(partners, 0.7))
+    whole, small_ = (f"{8 * count_params(model) / 1e6:.0f} MB" for model in (partners, slimmed))
+    text = " ".join(PAGE.read_text().split())
+    assert f"8 bytes a parameter: {whole} for ResNet-50 with partners, and {small_} once a BPL run" in text
+    assert RunConfig("ucm", "bpl", tier="paper").freeze_epoch == 3  # "three epochs after its start"

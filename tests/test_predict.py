@@ -369,7 +369,11 @@ def test_the_demo_network_is_small_and_its_card_says_where_it_is_from():
     assert files.keys() == {"model.safetensors", "model.json", "card.json"} and sum(files.values()) < 2_000_000
     card = json.loads((DEMO_FOLDER / "card.json").read_text())
     assert card["run"].startswith("bpl-") and card["command"].startswith("bpl run --dataset ucm --method bpl")
-    assert "MIT" in card["licence"] and card["half_precision"]["classes_changed"] <= 4
+    assert "MIT" in card["licence"] and card["classes_changed_by_half_precision"] <= 4
+    assert card["bytes"] == files["model.safetensors"]
+    assert (
+        card["exported"]["onnx"]["same_top1"] == 1.0 and "test images of ucm (real)" in card["exported"]["checked_on"]
+    )
     record = Path(__file__).parents[1] / "data" / "results" / "ucm" / f"{card['run']}.json"
     assert record.exists(), "the run that the demo network is from is no longer recorded: make demo"
     assert load_record(record).accuracy["test"] == card["accuracy"]

@@ -1,29 +1,31 @@
 """Make the demo network that comes with the library (`bpl predict demo IMAGE...`) from a recorded run.
 
-    python workflow/demo.py                                      # of seed 0 of the UC Merced row of BPL at ratio 0.7
-    python workflow/demo.py bpl-resnet18-r0.70-s0-1a2b3c4d       # of a run of this name
+    python workflow/demo.py                                    # seed 0 of BPL on UC Merced at 74 % fewer MACs
+    python workflow/demo.py bpl-resnet18-r0.78-s0-1a2b3c4d     # a run of this name
 
-The run is not chosen by its accuracy. Its weights are stored in half precision, which halves the file; what that does
-to the predicted classes is measured on the run's own test images, which must be at hand, and written on the card. A run
-that is not recorded yet is made first, which takes minutes.
+The run is not chosen by its accuracy: it is seed 0. Its weights are stored in half precision, which halves the file;
+what that and 8 bits do to the predicted classes is measured on the run's own test images, which must be at hand, and
+written on the card. A run that is not recorded yet is made first, which takes minutes.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
+import tempfile
 from pathlib import Path
 
 import bpl
-from bpl.atomic import write_atomic
+from bpl.atomic import write_together
 from bpl.config import RunConfig
 from bpl.data import CARDS
-from bpl.deploy import images_for
+from bpl.deploy import export, images_for
 from bpl.export import read_description, save_model
-from bpl.shipped import DEMO_FOLDER, find_shipped
-from bpl.train import predict, top1
+from bpl.shipped import DEMO_FOLDER, Shipped, find_shipped
+from bpl.train import predict
 
-ROW = RunConfig(dataset="ucm", method="bpl", ratio=0.7, seed=0)
+ROW = RunConfig(dataset="ucm", method="bpl", ratio=0.78, seed=0)  # 74 % fewer MACs, as the paper's headline
 LARGEST_CHANGE = 0.01  # share of test images that half precision may give another class
 
 
@@ -45,27 +47,33 @@ def make_demo(name: str, folder: Path = DEMO_FOLDER) -> dict:
     images = images_for(shipped.record, description, description["arch"]["image_size"])
     if not images.own or images.set.source != "real":
         raise ValueError(f"the demo network is checked on its run's real test images, but there are only {images.what}")
-    whole = bpl.load_model(shipped.weights).float()
-    logits = predict(whole, images.set, images.split.test)
-    rounded = predict(whole.half().float(), images.set, images.split.test)
-    labels = images.set.labels[images.split.test]
+    network, labels = bpl.load_model(shipped.weights), images.set.labels[images.split.test]
+    logits = predict(network.float(), images.set, images.split.test)
+    network.half()
+    rounded = predict(copy.deepcopy(network).float(), images.set, images.split.test)
     changed = int((logits.argmax(1) != rounded.argmax(1)).sum())
     if changed > LARGEST_CHANGE * len(labels):
         raise ValueError(f"half precision changes the class of {changed} of {len(labels)} test images")
+    with tempfile.TemporaryDirectory() as place:
+        use = {key: description[key] for key in ("classes", "mean", "std")}
+        weights = save_model(network, Path(place) / "model", **use)
+        exported = export(Shipped(weights, shipped.record), int8=True).report
+        files = {folder / file.name: file.read_bytes() for file in (weights, weights.with_suffix(".json"))}
     record, data = shipped.record, CARDS[images.set.name]
     card = {
         "run": record.name,
         "command": RunConfig.from_dict(record.config).command(),
         "accuracy": record.accuracy["test"],
         "accuracy_of": f"the run's record: top-1 in percent on its {len(labels)} test images, last epoch's weights",
-        "half_precision": {"accuracy": top1(rounded, labels), "classes_changed": changed, "test_images": len(labels)},
+        "classes_changed_by_half_precision": changed,
+        "bytes": len(files[folder / "model.safetensors"]),
+        "exported": exported,
         "trained_on": f"{data.title}, {len(images.split.train)} images: {data.citation}",
         "licence": f"the weights as the library (MIT); the images they were trained on: {data.licence}",
         "made_by": "workflow/demo.py",
     }
-    use = {key: description[key] for key in ("classes", "mean", "std")}
-    save_model(bpl.load_model(shipped.weights).half(), folder / "model.safetensors", **use)
-    write_atomic(folder / "card.json", json.dumps(card, indent=1).encode() + b"\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_together(files | {folder / "card.json": json.dumps(card, indent=1).encode() + b"\n"})
     return card
 
 

@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import warnings
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -226,6 +227,8 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     for name, tensor in tensors.items():
         if name in own and own[name].is_floating_point() != tensor.is_floating_point():
             raise ModelFileError(f"weights {weights} do not fit: {name!r} is {tensor.dtype}")
+    tensors = OrderedDict(tensors)
+    tensors._metadata = own._metadata  # a module may ask for its version, as torchvision's MNASNet does
     try:
         model.load_state_dict(tensors, assign=True)  # the file's own tensors, in the precision they were saved in
     except RuntimeError as error:

@@ -11,10 +11,11 @@ depend on weights or seeds where no criterion is given, so that the runs of one 
 """
 
 import fcntl
+import functools
 import hashlib
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from bpl.layer_times import LatencyCost, LayerTimes
 from bpl.measure import forward_pass, in_turns
 from bpl.paths import work_folder
 from bpl.pruning.channel_cost import ChannelCost
+from bpl.pruning.criteria import CRITERIA
 from bpl.pruning.masks import prunable_sets, prune_masks, scores_of
 from bpl.pruning.slim import slim
 from bpl.pruning.width_search import OutOfReach, kept_importance, search_widths, width_options
@@ -82,9 +84,12 @@ def widths_for(
         The widths, and the share that they leave: at most the target's.
 
     Raises:
-        ValueError: the target cannot be read, or cannot be met; the message says what the smallest reachable is.
+        ValueError: the target cannot be read, or cannot be met (the message says what the smallest reachable is),
+            round_to is below 1, or the criterion is unknown.
     """
     target = Budget.parse(target, "target", TARGETS) if isinstance(target, str) else target
+    if criterion is not None and criterion not in CRITERIA:
+        raise ValueError(f"unknown criterion {criterion!r}: allowed are {', '.join(CRITERIA)}")
     graph = ChannelGraph(model)
     sets = prunable_sets(graph, scope)
     options = [width_options(channels.size, round_to) for channels in sets]
@@ -92,40 +97,42 @@ def widths_for(
     importance = [
         kept_importance(s.size, None if criterion is None else scores_of(graph, s, criterion, chance)) for s in sets
     ]
-    if target.cost != "latency":
-        cost = ChannelCost(graph, sets, target.cost, image_size)
-    else:
+    timed = target.cost == "latency"
+    if timed:
         cost = LatencyCost(graph, sets, image_size, times or LayerTimes(batch_size))
         measure = measure or measured_share(model, image_size, batch_size)
+    else:
+        cost = ChannelCost(graph, sets, target.cost, image_size)
 
-    def named(widths: list[int]) -> dict[str, int]:
+    def named(widths: Sequence[int]) -> dict[str, int]:
         return {name: width for channels, width in zip(sets, widths, strict=True) for name in channels.convs}
 
-    def share_of(widths: list[int]) -> float:
-        if target.cost != "latency":
+    @functools.cache
+    def share_of(widths: tuple[int, ...]) -> float:
+        if not timed:
             return cost.total(widths) / cost.full
         return measure(slim(model, prune_masks(model, 0, scope=scope, widths=named(widths))))
 
+    narrowest = tuple(widths[0] for widths in options)
     best, limit = None, target.share * cost.full
-    for _ in range(TRIES if target.cost == "latency" else 1):
+    for _ in range(TRIES if timed else 1):
         try:
-            widths = search_widths(options, importance, cost.total, limit)
-        except OutOfReach as error:
-            widths = error.widths
+            widths = tuple(search_widths(options, importance, cost.total, limit))
+        except OutOfReach:
+            widths = narrowest
         share = share_of(widths)
         if share <= target.share and (best is None or share > best.share):
             best = Found(named(widths), share)
-        if CLOSE * target.share <= share <= target.share:
+        if widths == narrowest or CLOSE * target.share <= share <= target.share:
             break
         limit *= 0.99 * target.share / share
+    if best is None and share_of(narrowest) <= target.share:
+        best = Found(named(narrowest), share_of(narrowest))
     if best is None:
-        least = share_of([widths[0] for widths in options])
-        if least > target.share:
-            raise ValueError(
-                f"target {target} cannot be met by {type(model).__name__} with scope {scope!r} and widths rounded to "
-                f"{round_to}: the smallest reachable is {target.cost}:{least:.3f}"
-            )
-        best = Found(named([widths[0] for widths in options]), least)
+        raise ValueError(
+            f"target {target} cannot be met by {type(model).__name__} with scope {scope!r} and widths rounded to "
+            f"{round_to}: the smallest reachable is {target.cost}:{share_of(narrowest):.3f}"
+        )
     return best
 
 

@@ -62,5 +62,19 @@ def is_ordinary_norm(norm: nn.BatchNorm2d) -> bool:
 
 
 def is_ordinary_linear(linear: nn.Linear) -> bool:
-    """Whether a linear layer multiplies by its own weight matrix."""
-    return type(linear).forward is nn.Linear.forward and set(linear._parameters) == {"weight", "bias"}
+    """Whether a linear layer, of whatever subclass, multiplies by its own weight matrix."""
+    if set(linear._parameters) != {"weight", "bias"} or linear._buffers or linear._modules:
+        return False
+    return type(linear).forward is nn.Linear.forward or _multiplies(linear)
+
+
+@torch.no_grad()
+def _multiplies(linear: nn.Linear) -> bool:
+    """Compare with the product, in both modes."""
+    layer = copy.deepcopy(linear).to("cpu", torch.float64)
+    x = torch.randn(3, linear.in_features, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = nn.functional.linear(x, layer.weight, layer.bias)
+    try:
+        return all(torch.allclose(layer.train(mode)(x), expected, rtol=1e-9, atol=1e-9) for mode in (True, False))
+    except Exception:  # as above
+        return False

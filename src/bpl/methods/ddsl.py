@@ -138,8 +138,7 @@ class DDSL(Taught, Pruned):
     def _learn(self, training: Training, asked: _Asked) -> None:
         """Teach the dean how the held-out objective, at the weights that its strengths led to, depends on them.
 
-        That objective is CE + rho/2 |W - Z + U|^2 with rho as given: of the held-out loss alone, sparsity is never
-        worth anything.
+        That objective is CE + rho/2 |W - Z + U|^2 with rho as given: in the held-out CE alone sparsity has no worth.
         """
         w = dict(training.model.named_parameters())
         chance = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.steps)

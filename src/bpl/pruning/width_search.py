@@ -27,16 +27,7 @@ _BISECTIONS = 24
 
 
 class OutOfReach(ValueError):
-    """No choice of widths keeps the limit.
-
-    Attributes:
-        least: what the narrowest network costs.
-        widths: its widths.
-    """
-
-    def __init__(self, least: float, widths: list[int]):
-        super().__init__(f"the narrowest network costs {least:g}")
-        self.least, self.widths = least, widths
+    """No choice of widths keeps the limit: even the narrowest network costs more."""
 
 
 def width_options(size: int, round_to: int = 1) -> list[int]:
@@ -48,7 +39,12 @@ def width_options(size: int, round_to: int = 1) -> list[int]:
 
     Returns:
         Widths in ascending order, N the last.
+
+    Raises:
+        ValueError: round_to is below 1.
     """
+    if not isinstance(round_to, int) or round_to < 1:
+        raise ValueError(f"round_to is {round_to!r}: it must be a whole number of at least 1")
     return sorted({size} | {kept_filters(size, 1 - step / STEPS, round_to) for step in range(1, STEPS)})
 
 
@@ -100,7 +96,7 @@ def search_widths(
 
     best = [0] * len(options)
     if cost_of(best) > limit:
-        raise OutOfReach(cost_of(best), widths_of(best))
+        raise OutOfReach(f"the narrowest network costs {cost_of(best):g}: the limit is {limit:g}")
     whole = [len(widths) - 1 for widths in options]
     unit = loss_of(best) / cost_of(whole)
     cheap, dear = 1e-6 * unit, 1e6 * unit
