@@ -393,6 +393,26 @@ def test_z_is_the_masked_network_with_as_many_channels_as_the_ratio_leaves(tree,
     assert relative_error(logits(method.as_shipped(masked), x), expected) < 1e-5
 
 
+def test_what_a_channel_resists_adds_up_and_brings_it_back(double):
+    """By W alone the channel would stay pruned: it is W + U that is projected."""
+    method, training, _ = double
+    model, name = training.model, "layer1.0.conv1"
+    before = {key: tensor.clone() for key, tensor in method.u.items()}
+    assert any(tensor.any() for tensor in before.values())
+    method._project(model)
+    for key, tensor in method.u.items():
+        assert torch.allclose(tensor, before[key] + model.get_parameter(key) - method.z[key])
+    pruned = int((~method.masks[name]).nonzero()[0])
+    assert torch.equal(method._rank(model)[name], method.masks[name])
+    with torch.no_grad():
+        model.get_parameter(f"{name}.weight")[pruned] = 0.0
+    method.u[f"{name}.weight"][pruned] = 10.0
+    method._project(model)
+    assert method.masks[name][pruned]
+    assert method.z[f"{name}.weight"][pruned].eq(10.0).all()
+    assert not method._rank(model)[name][pruned]
+
+
 def test_scales_and_shifts_are_pulled_too_since_a_filters_size_alone_means_nothing(double):
     method, training, _ = double
     assert {"layer1.0.conv1.weight", "layer1.0.bn1.weight", "layer1.0.bn1.bias"} <= set(method.z)

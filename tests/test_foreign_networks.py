@@ -223,6 +223,30 @@ def test_a_block_with_its_activation_in_the_normalisation_grows_exactly_and_come
     assert torch.equal(logits(bpl.load_model(tmp_path / "net", fresh()), x), logits(small, x))
 
 
+# -- linear layers of a class of their own ------------------------------------------------------------------------
+class OwnForward(nn.Linear):
+    """As timm's Linear."""
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.weight, self.bias)
+
+
+class ByPosition(nn.Linear):
+    """Weighs its inputs by where they stand: it cannot lose one."""
+
+    def forward(self, x):
+        return super().forward(x * torch.arange(self.in_features).to(x))
+
+
+@pytest.mark.parametrize(("kind", "kept"), [(OwnForward, WIDTH // 2), (ByPosition, WIDTH)])
+def test_a_linear_layer_that_only_multiplies_is_one(kind, kept):
+    model = Net()
+    model.fc = kind(WIDTH, 5)
+    model = randomise_statistics(model.double()).eval()
+    small = assert_exact(model, images(size=8), bpl.prune_masks(model, 0.5))
+    assert small.last[0].out_channels == small.fc.in_features == kept
+
+
 # -- parts that cannot be traced ----------------------------------------------------------------------------------
 class Branching(nn.Module):
     """Its forward pass depends on the values that it gets."""

@@ -238,14 +238,22 @@ def test_the_bundle_is_up_to_date_after_every_run(four, pretend, places):
     seen = []
 
     def outcome(config):
-        seen.append(merge_bundles([places / "b.zip"], places / f"at{len(seen)}").added if seen else 0)
+        seen.append(merge_bundles([places / "b.zip"], places / f"at{len(seen)}").added)
         return Outcome("ran", "50.00", 1.0)
 
     pretend.outcome = outcome
     save_record(made_up_record(four[0]), record_path(four[0], "real"))  # of an earlier sweep
     sweep(four, jobs=2, bundle=places / "b.zip", progress=False)
-    assert seen == [0, 2, 3]
+    assert seen == [1, 2, 3]
     assert merge_bundles([places / "b.zip"], places / "end").added == 4
+
+
+def test_a_record_that_cannot_be_bundled_is_named_before_anything_runs(four, pretend, places):
+    path = save_record(made_up_record(four[0]), places / "results" / "other" / "broken.json")
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"broken\.json"):
+        sweep(four, jobs=2, bundle=places / "b.zip", progress=False)
+    assert pretend.started == []
 
 
 @pytest.mark.parametrize("jobs", [0, -1])

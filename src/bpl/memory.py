@@ -35,8 +35,8 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self, known: Iterable[Tensor] = ()):
         super().__init__()
         self.live = self.peak = 0
-        self._booked: dict[int, weakref.finalize | None] = {id(t.untyped_storage()): None for t in known}
-        self._kept = [t.untyped_storage() for t in known]  # so that no id is used again
+        self._known = [tensor.untyped_storage() for tensor in known]  # held, so that none of their ids is used again
+        self._booked = {id(storage) for storage in self._known}
 
     def __torch_dispatch__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = function(*args, **(kwargs or {}))
@@ -50,10 +50,11 @@ class LiveBytes(TorchDispatchMode):
             return
         self.live += storage.nbytes()
         self.peak = max(self.peak, self.live)
-        self._booked[id(storage)] = weakref.finalize(storage, self._free, id(storage), storage.nbytes())
+        self._booked.add(id(storage))
+        weakref.finalize(storage, self._free, id(storage), storage.nbytes()).atexit = False
 
     def _free(self, key: int, size: int) -> None:
-        del self._booked[key]
+        self._booked.remove(key)
         self.live -= size
 
 

@@ -179,6 +179,9 @@ def sweep(
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}: it must be at least 1")
     result, started = Sweep(), time.monotonic()
+    stop_at = None if budget is None else time.time() + budget
+    if bundle is not None:
+        write_bundle(bundle, folder)  # now, too: what is wrong with it must not come out after the first run
     lacking, took = _lacking(configs, folder, progress, result)
     waiting = iter(lacking.items())
     path_of = {config: path for path, config in lacking.items()}
@@ -200,7 +203,7 @@ def sweep(
         work=work,
         progress=progress and jobs == 1,
         beside=jobs,
-        stop_at=None if budget is None else time.time() + budget,
+        stop_at=stop_at,
     )
     busy: list[Path] = []
     with tqdm(total=len(lacking), desc="sweep", unit="run", disable=not progress or jobs == 1) as bar:

@@ -104,12 +104,9 @@ class DDSL(Taught, Pruned):
 
     def _state(self, training: Training, labels: Tensor, distilled: Tensor) -> Tensor:
         """(FEATURES,) both losses and the gap, as shares of a guess's loss; the training's progress; the residual."""
-        losses = torch.stack([labels.detach(), distilled.detach(), self.gap]) / math.log(self._classes)
+        guess = math.log(len(self.material.images.classes))
+        losses = torch.stack([labels.detach(), distilled.detach(), self.gap]) / guess
         return torch.cat([losses, losses.new_tensor([training.epoch / training.epochs, self.residual])])
-
-    @property
-    def _classes(self) -> int:
-        return len(self.material.images.classes)
 
     # -- a step ---------------------------------------------------------------------------------------------------
     def loss(self, training: Training, batch: Batch, outputs: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from bpl.pruning.masks import joint_score, kept_filters
 
 STEPS = 16  # widths to choose from, for each set
 _BISECTIONS = 24
+_PASSES = 50  # over the sets at one price; a few are enough
 
 
 class OutOfReach(ValueError):
@@ -114,12 +115,14 @@ def _at_price(
     price: float, losses: list[list[float]], cost_of: Callable[[Sequence[int]], float], start: list[int]
 ) -> list[int]:
     """The choice that no change of a single set improves, at a price of cost; of equal choices the narrower."""
-    chosen, before = list(start), None
-    while chosen != before:
+    chosen = list(start)
+    for _ in range(_PASSES):
         before = list(chosen)
         for s, loss in enumerate(losses):
             totals = [loss[i] + price * cost_of([*chosen[:s], i, *chosen[s + 1 :]]) for i in range(len(loss))]
             chosen[s] = totals.index(min(totals))
+        if chosen == before:
+            break
     return chosen
 
 
