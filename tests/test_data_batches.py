@@ -133,16 +133,17 @@ def test_released_falls_back_to_the_middle_where_no_window_fits():
     assert fallback.any() and (width <= 400).all() and (height <= 8).all() and (top >= 0).all()
 
 
-def test_a_sampled_window_is_crop_then_resize():
+@pytest.mark.parametrize("size", [SIZE, 20])
+def test_a_sampled_window_is_crop_then_resize(size):
     images = noise(6).float()
     left, top = torch.tensor([0.0, 3, 5, 16, 31, 0]), torch.tensor([0.0, 7, 1, 16, 31, 0])
     width, height = torch.tensor([32.0, 20, 9, 16, 1, 12]), torch.tensor([32.0, 25, 31, 16, 1, 8])
     flip = torch.tensor([False, True, False, True, False, True])
-    out = module._sample_window(images, left, top, width, height, flip=flip)
+    out = module._sample_window(images, left, top, width, height, size, flip=flip)
     for i in range(6):
         x, y, w, h = (int(v[i]) for v in (left, top, width, height))
         crop = images[i : i + 1, :, y : y + h, x : x + w]
-        expected = F.interpolate(crop, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
+        expected = F.interpolate(crop, size=(size, size), mode="bilinear", align_corners=False)
         expected = expected.flip(-1) if flip[i] else expected
         assert torch.allclose(out[i : i + 1], expected, atol=0.05), i
 

@@ -433,6 +433,7 @@ def test_residuals_fall_until_the_freeze(run):
     assert min(primal[4:7]) < 0.2 * primal[1]
     rho = out.curves["sparsity_strength"]
     assert rho == pytest.approx([0.0] * 2 + [10.0 * 10 ** (k / 5) for k in range(5)] + [0.0] * 5, rel=1e-5)
+    assert [float(out.method.given(epoch)[1]) for epoch in (0, 2, 7, 11)] == pytest.approx([10, 10, 100, 100])
     assert out.curves["at_size"] == [0.0] * 6 + [1.0] * 6
     assert {len(values) for values in out.curves.values()} == {12}
     assert json.dumps(out.curves)

@@ -1,5 +1,6 @@
 """`bpl export`: a run is found however it is named, what is written was checked, a refused export leaves nothing."""
 
+import importlib.util
 import json
 import re
 import shutil
@@ -241,6 +242,8 @@ def test_a_full_disk_leaves_nothing(command, finished, places, monkeypatch, step
     with monkeypatch.context() as patch:
         patch.setattr(atomic.os, step, no_space)
         refused(command, places, "No space left on device: .*model", finished.name, code=1)
+        refused(command, places, "No space left on device: ", finished.name, "--out", places / "new", code=1)
+    assert not (places / "new").exists()
 
 
 def test_what_is_named_and_is_not_there(command, finished, places):
@@ -283,6 +286,50 @@ def test_missing_packages_are_named(command, finished, places, monkeypatch):
     refused(
         command, places, r"exporting needs onnx, onnxscript, onnxruntime: pip install 'bpl\[export\]'", finished.name
     )
+
+
+# -- the demo network ---------------------------------------------------------------------------------------------
+@pytest.fixture
+def demo(monkeypatch):
+    """workflow/demo.py, for a data set that it knows no card of; the export in it has tests of its own above."""
+    path = Path(__file__).parents[1] / "workflow" / "demo.py"
+    spec = importlib.util.spec_from_file_location("demo", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setitem(module.CARDS, "tiny", module.CARDS["ucm"])
+    monkeypatch.setattr(module, "export", lambda shipped, int8: deploy.Exported((), {"int8": int8}))
+    return module
+
+
+def test_a_demo_network_is_its_runs_network_in_half_precision(demo, finished, places):
+    card = demo.make_demo(finished.name, places / "demo")
+    assert files_below(places / "demo") == ["card.json", "model.json", "model.safetensors"]
+    assert card == json.loads((places / "demo" / "card.json").read_text())
+    assert card["run"] == finished.name and card["accuracy"] == finished.accuracy["test"] and card["exported"]["int8"]
+    whole, half = load_model(network_folder(places, finished) / "model"), load_model(places / "demo" / "model")
+    assert all(torch.equal(one.half(), other) for one, other in zip(whole.parameters(), half.parameters(), strict=True))
+    keys = ("arch", "classes", "mean", "std", "widths")
+    both = [
+        read_description(place) for place in (network_folder(places, finished) / "model", places / "demo" / "model")
+    ]
+    assert {key: both[0][key] for key in keys} == {key: both[1][key] for key in keys}
+
+
+def test_a_demo_network_is_not_made_from_images_that_are_not_the_runs_or_weights_that_half_precision_breaks(
+    demo, finished, places, monkeypatch
+):
+    lonely = Path(shutil.copytree(network_folder(places, finished), places / "lonely"))
+    with pytest.raises(ValueError, match="there are only 105 drawn scenes"):
+        demo.make_demo(lonely, places / "demo")
+    weights = network_folder(places, finished) / "model.safetensors"
+    model, use = load_model(weights), read_description(weights)
+    with torch.no_grad():  # the classes lie closer together than half precision has numbers
+        model.fc.bias.copy_(1024 + torch.tensor([0.0, 0.1, 0.2, 0.3]))
+        model.fc.weight.mul_(1e-3)
+    save_model(model, weights, **{key: use[key] for key in ("classes", "mean", "std")})
+    with pytest.raises(ValueError, match="half precision changes the class of .* of 16 test images"):
+        demo.make_demo(finished.name, places / "demo")
+    assert not (places / "demo").exists()
 
 
 # -- channels of zeros --------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from support import (  # noqa: F401
 )
 
 from bpl import atomic
-from bpl.atomic import write_atomic
+from bpl.atomic import write_atomic, write_together
 from bpl.checkpoint import save_checkpoint
 from bpl.config import RunConfig
 from bpl.data import DataError
@@ -85,6 +85,28 @@ def test_a_full_disk_leaves_the_old_file_and_no_temporary_one_and_names_the_file
     assert str(path) in str(error.value)
     assert path.read_bytes() == old
     assert files_below(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_of_files_that_belong_together_all_are_new_or_none(tmp_path, monkeypatch, failing):
+    """The disk is full at the first or at the second file: both old ones stay."""
+    write_together({tmp_path / "weights": b"old", tmp_path / "widths": [b"o", b"ld"]})
+    fsync, calls = os.fsync, []
+
+    def full_at_some_file(descriptor):
+        calls.append(descriptor)
+        if len(calls) == failing:
+            no_space()
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic.os, "fsync", full_at_some_file)
+        with pytest.raises(OSError, match=f"No space left on device: .*{['weights', 'widths'][failing - 1]}"):
+            write_together({tmp_path / "weights": b"new", tmp_path / "widths": b"new"})
+    assert files_below(tmp_path) == ["weights", "widths"]
+    assert [(tmp_path / name).read_bytes() for name in ("weights", "widths")] == [b"old", b"old"]
+    write_together({tmp_path / "weights": b"new", tmp_path / "widths": b"new"})
+    assert [(tmp_path / name).read_bytes() for name in ("weights", "widths")] == [b"new", b"new"]
 
 
 def test_an_interrupt_while_writing_leaves_no_temporary_file(tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ import bpl
 from bpl.channels import ChannelGraph
 from bpl.norm_act import AfterNorm, take_apart
 from bpl.partner import partner_blocks
+from bpl.report import foreign
 
 # How many blocks get a partner, counted in the networks' own code: k x k convolutions with a batch normalisation each.
 PARTNERS = {
@@ -74,6 +75,27 @@ def test_a_network_does_what_is_recorded(network, recorded):
     if fast:  # torch's exporter takes seconds
         del row["onnx_agrees"], expected["onnx_agrees"]
     assert row == expected
+
+
+def test_the_pages_tables_say_what_is_recorded(recorded):
+    rows = list(recorded.values())
+    table = foreign.networks_table(rows, "A caption.", "tab-x").text
+    lines = {tuple(line.split(" | ")[:2]): line.split(" | ") for line in table.splitlines() if line.startswith("| `")}
+    assert len(lines) == len(NETWORKS)
+    cells = lines["| `regnetx_002`", "timm"]
+    row = recorded["timm/regnetx_002"]
+    assert cells[2] == f"{row['partners']} of {row['convolutions']}"
+    assert float(cells[5].replace("−", "-")) == pytest.approx(100 * (row["macs_all"] / row["macs"] - 1), abs=0.005)
+    failed = foreign.networks_table([row | {"exact": False}], "A caption.", "tab-x").text
+    assert cells[6] == "✓" and "✗" in failed and "✗" not in table
+    reasons = foreign.reasons_table(rows, "A caption.", "tab-y").text
+    assert "timm `vgg11_bn` 1" in reasons and reasons.count("\n| ") == len({*_reasons(rows)}) + 2
+    with pytest.raises(ValueError, match="no words for the reason 'it is Monday'"):
+        foreign.reasons_table([row | {"left_alone": {"it is Monday": 1}}], "A caption.", "tab-y")
+
+
+def _reasons(rows: list[dict]) -> list[str]:
+    return [foreign.in_words(reason) for row in rows for reason in row["left_alone"]]
 
 
 def test_a_second_opinion_that_differs_is_seen():

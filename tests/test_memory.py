@@ -136,7 +136,7 @@ def test_the_recorded_counts_are_those_of_this_code(axis, label):
 
 
 def test_the_benchmark_writes_what_the_page_reads(tmp_path, monkeypatch, capsys):
-    from bpl.report.growth import growth, load_growth
+    from bpl.report.growth import growth, load_growth, partners
 
     axes = {"width": {"8": {"width": 8, "image_size": 64}, "16": {"width": 16, "image_size": 64}}}
     monkeypatch.setattr(benchmark, "AXES", axes)
@@ -145,7 +145,10 @@ def test_the_benchmark_writes_what_the_page_reads(tmp_path, monkeypatch, capsys)
     assert capsys.readouterr().out.count("MACs an image") == 2
     (points,) = load_growth(tmp_path / "new" / "growth.json").values()
     assert points[0] == ("8", 1.0, 1.0) and points[1][0] == "16" and points[1][1] > points[1][2] > 1
-    assert growth({"width": points}).svg == growth({"width": points}).svg
+    axes = {"width": points, "partners, x": [("none", 1.0, 1.0), ("same", 1.5, 1.2)]}
+    assert growth(axes).svg == growth(axes).svg != growth({"width": [*points, ("32", 9.0, 5.0)]}).svg
+    assert growth(axes).svg == growth({"width": points}).svg
+    assert partners(axes).svg == partners({"partners, x": axes["partners, x"]}).svg
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -337,6 +338,12 @@ def test_an_onnx_file_of_others_and_one_for_other_images_are_refused(command, co
     refused(command, "does not take square images of one size", copies / "net.onnx", folder)
 
 
+def test_without_onnxruntime_it_is_named(command, copies, folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as where it is not installed
+    refused(command, r"needs onnxruntime: pip install 'bpl\[export\]'", copies / "net.onnx", folder)
+    assert command("predict", copies / "net.safetensors", folder)[0] == 0
+
+
 def test_a_network_of_ones_own_is_sent_to_onnx(command, copies, folder):
     content = json.loads((copies / "net.json").read_text())
     (copies / "net.json").write_text(json.dumps(content | {"arch": None}))
@@ -377,6 +384,22 @@ def test_the_demo_network_is_small_and_its_card_says_where_it_is_from():
     record = Path(__file__).parents[1] / "data" / "results" / "ucm" / f"{card['run']}.json"
     assert record.exists(), "the run that the demo network is from is no longer recorded: make demo"
     assert load_record(record).accuracy["test"] == card["accuracy"]
+
+
+def test_a_record_that_cannot_be_used_stops_no_prediction(command, copies, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("BPL_RESULTS", str(tmp_path / "results"))
+    (tmp_path / "results" / "ucm").mkdir(parents=True)
+    (tmp_path / "results" / "ucm" / "run-1.json").write_text("{}")
+    (tmp_path / "run-1").mkdir()
+    for suffix in (".safetensors", ".json"):
+        shutil.copy(copies / f"net{suffix}", tmp_path / "run-1" / f"model{suffix}")
+    assert command("predict", tmp_path / "run-1", folder)[0] == 0
+
+
+@pytest.mark.parametrize("words", [["predict"], ["predict", "demo"], ["predict", "demo", "x", "--top", "3"]])
+def test_words_that_are_lacking_or_unknown(command, words):
+    code, out, err = command(*words)
+    assert (code, out) == (2, "") and err and "Traceback" not in err
 
 
 def test_half_precision_is_computed_with_in_single_precision(copies, folder):

@@ -22,6 +22,7 @@ from bpl.config import RunConfig
 from bpl.data import CARDS
 from bpl.deploy import export, images_for
 from bpl.export import read_description, save_model
+from bpl.records import load_record
 from bpl.shipped import DEMO_FOLDER, Shipped, find_shipped
 from bpl.train import predict
 
@@ -44,7 +45,8 @@ def make_demo(name: str, folder: Path = DEMO_FOLDER) -> dict:
     """
     shipped = find_shipped(name)
     description = read_description(shipped.weights)
-    images = images_for(shipped.record, description, description["arch"]["image_size"])
+    record = None if shipped.record is None else load_record(shipped.record)
+    images = images_for(record, description, description["arch"]["image_size"])
     if not images.own or images.set.source != "real":
         raise ValueError(f"the demo network is checked on its run's real test images, but there are only {images.what}")
     network, labels = bpl.load_model(shipped.weights), images.set.labels[images.split.test]
@@ -59,7 +61,7 @@ def make_demo(name: str, folder: Path = DEMO_FOLDER) -> dict:
         weights = save_model(network, Path(place) / "model", **use)
         exported = export(Shipped(weights, shipped.record), int8=True).report
         files = {folder / file.name: file.read_bytes() for file in (weights, weights.with_suffix(".json"))}
-    record, data = shipped.record, CARDS[images.set.name]
+    data = CARDS[images.set.name]
     card = {
         "run": record.name,
         "command": RunConfig.from_dict(record.config).command(),

@@ -183,7 +183,7 @@ def _layers(
     }
 
 
-def peak_rates(size: int = 1536, megabytes: int = 192) -> dict[str, float]:
+def peak_rates(size: int = 768, megabytes: int = 64) -> dict[str, float]:
     """What this machine can do at best: the two roofs of a roofline.
 
     Args:
@@ -197,7 +197,7 @@ def peak_rates(size: int = 1536, megabytes: int = 192) -> dict[str, float]:
     a, b = torch.rand(size, size), torch.rand(size, size)
     source = torch.rand(megabytes * 2**20 // 4)
     target = torch.empty_like(source)
-    times = in_turns({"product": lambda: torch.mm(a, b), "copy": lambda: target.copy_(source)}, rounds=15)
+    times = in_turns({"product": lambda: torch.mm(a, b), "copy": lambda: target.copy_(source)}, rounds=40)
     return {
         "macs_per_second": round(size**3 / (min(times["product"]) / 1e3)),
         "bytes_per_second": round(2 * source.nbytes / (min(times["copy"]) / 1e3)),

@@ -25,7 +25,7 @@ from bpl.export import (
     read_description,
 )
 from bpl.quantise import calibration_part, quantise_onnx
-from bpl.records import Record
+from bpl.records import Record, load_record
 from bpl.shipped import DEMO_FOLDER, Shipped
 from bpl.train import predict, top1
 
@@ -167,7 +167,7 @@ def export(shipped: Shipped, *, out: Path | None = None, int8: bool = False, dat
     Everything is computed and checked before the first file is written.
 
     Args:
-        shipped: the network and its run's record.
+        shipped: the network and its run's record file.
         out: folder to write into, made where missing; None for the folder of the weights.
         int8: write the 8-bit network too, calibrated on images of the run's training part.
         data: where real images are looked for: ``auto``, or a data root.
@@ -177,6 +177,7 @@ def export(shipped: Shipped, *, out: Path | None = None, int8: bool = False, dat
 
     Raises:
         ModelFileError: the network cannot be read.
+        RecordError: the record cannot be used.
         ValueError: it has partners or masked channels, or there are no images to calibrate 8 bits on.
         NotTheSameError: ONNX computes something else.
         OSError: a file could not be written; none is left then.
@@ -194,7 +195,8 @@ def export(shipped: Shipped, *, out: Path | None = None, int8: bool = False, dat
     network = load_model(shipped.weights).float()
     check_finished(network)
     image_size = description["arch"]["image_size"]
-    images = images_for(shipped.record, description, image_size, data)
+    record = None if shipped.record is None else load_record(shipped.record)
+    images = images_for(record, description, image_size, data)
     if int8 and not images.own:
         raise ExportError(
             f"8 bits are calibrated on images of the run's training part, but there are only {images.what}"
@@ -207,27 +209,26 @@ def export(shipped: Shipped, *, out: Path | None = None, int8: bool = False, dat
     agreement = compare(logits, onnx_logits)
     if not agreement.exact:
         raise NotTheSameError(
-            f"the ONNX network is not the PyTorch one: on {images.what} they agree on {100 * agreement.same_top1:.2f} % of "
-            f"the classes, and logits differ by up to {agreement.largest_difference:.1e}"
+            f"the ONNX network is not the PyTorch one: on {images.what} {100 * agreement.same_top1:.2f} % of the "
+            f"classes are the same, and logits differ by up to {agreement.largest_difference:.1e}"
         )
     stem = shipped.weights.stem
     files = {f"{stem}.onnx": content}
     report: dict[str, Any] = {
-        "network": shipped.weights.parent.name if shipped.record is None else shipped.record.name,
+        "network": shipped.weights.parent.name if record is None else record.name,
         "checked_on": images.what,
         "onnx": dataclasses.asdict(agreement) | {"bytes": len(content)},
     }
     if images.own:
         labels = images.set.labels[images.split.test]
-        report["accuracy"] = {"record": shipped.record.accuracy["test"], "onnx": top1(onnx_logits, labels)}
+        report["accuracy"] = {"record": record.accuracy["test"], "onnx": top1(onnx_logits, labels)}
     if int8:
         part = calibration_part(images.split.train)
-        files[f"{stem}.int8.onnx"] = small = quantise_onnx(
-            content, normalise(images.set.images[part], images.set.mean, images.set.std)
-        )
-        int8_logits = predict(as_callable(small), images.set, images.split.test)
+        pixels = normalise(images.set.images[part], images.set.mean, images.set.std)
+        files[f"{stem}.int8.onnx"] = quantised = quantise_onnx(content, pixels)
+        int8_logits = predict(as_callable(quantised), images.set, images.split.test)
         report["int8"] = dataclasses.asdict(compare(logits, int8_logits)) | {
-            "bytes": len(small),
+            "bytes": len(quantised),
             "calibrated_on": f"{len(part)} training images of {images.set.name} ({images.set.source})",
         }
         report["accuracy"]["int8"] = top1(int8_logits, labels)
@@ -235,6 +236,17 @@ def export(shipped: Shipped, *, out: Path | None = None, int8: bool = False, dat
         for file in (shipped.weights, shipped.weights.with_suffix(".json")):
             files[file.name] = file.read_bytes()
     files[f"{stem}.export.json"] = json.dumps(report, indent=1).encode()
+    return Exported(_write(folder, files), report)
+
+
+def _write(folder: Path, files: dict[str, bytes]) -> tuple[Path, ...]:
+    """Write files into a folder, all or none; a folder that was made for them goes with them."""
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    write_together({folder / name: data for name, data in files.items()})
-    return Exported(tuple(folder / name for name in files), report)
+    try:
+        write_together({folder / name: content for name, content in files.items()})
+    except BaseException:
+        if new:
+            folder.rmdir()
+        raise
+    return tuple(folder / name for name in files)

@@ -417,9 +417,12 @@ def open_session(content: bytes, source: Path) -> "onnxruntime.InferenceSession"
         The session.
 
     Raises:
-        ModelFileError: the content is damaged, or no network that onnxruntime can run.
+        ModelFileError: the content is damaged, no network that onnxruntime can run, or onnxruntime is not installed.
     """
-    import onnxruntime
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ModelFileError(f"running {source} needs onnxruntime: pip install 'bpl[export]'") from error
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

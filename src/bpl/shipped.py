@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bpl.export import ModelFileError
 from bpl.paths import results_folder, work_folder
-from bpl.records import Record, load_record
+from bpl.records import load_record
 
 DEMO = "demo"  # the name of the trained network that comes with the library
 DEMO_FOLDER = Path(__file__).parent / "demo"
@@ -20,11 +20,11 @@ class Shipped:
 
     Attributes:
         weights: its safetensors file, which may not exist; the description lies beside it.
-        record: the run's record; None where none is at hand.
+        record: the run's record file, not read yet; None where none is at hand.
     """
 
     weights: Path
-    record: Record | None
+    record: Path | None
 
 
 def find_shipped(what: str | Path, *, work: Path | None = None, results: Path | None = None) -> Shipped:
@@ -40,15 +40,14 @@ def find_shipped(what: str | Path, *, work: Path | None = None, results: Path | 
 
     Raises:
         ModelFileError: nothing has that name, or a run has and its network is not at hand.
-        RecordError: the run's record cannot be used.
+        RecordError: a record file was named, and it cannot be used.
     """
     work, path = work or work_folder(), Path(what)
     if str(what) == DEMO:
         run = json.loads((DEMO_FOLDER / "card.json").read_text())["run"]
         return _with_record(DEMO_FOLDER / _WEIGHTS, run, results)
     if path.suffix == ".json" and _is_record(path):
-        record = load_record(path)
-        return Shipped(_network_of(record.name, work), record)
+        return Shipped(_network_of(load_record(path).name, work), path)
     if path.suffix in (".safetensors", ".json"):
         return _in_folder_of_a_run(path.with_suffix(".safetensors"), results)
     if path.is_dir():
@@ -94,5 +93,4 @@ def _in_folder_of_a_run(weights: Path, results: Path | None) -> Shipped:
 
 
 def _with_record(weights: Path, run: str, results: Path | None) -> Shipped:
-    record = _record_of(run, results)
-    return Shipped(weights, load_record(record) if record else None)
+    return Shipped(weights, _record_of(run, results))

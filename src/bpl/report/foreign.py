@@ -75,7 +75,7 @@ def reasons_table(rows: Sequence[Mapping[str, Any]], caption: str, name: str) ->
     where: dict[str, dict[str, int]] = {}
     for row in rows:
         for reason, convolutions in row["left_alone"].items():
-            counts = where.setdefault(_in_words(reason), {})
+            counts = where.setdefault(in_words(reason), {})
             counts[row["network"]] = counts.get(row["network"], 0) + convolutions
     lines = [
         [reason, ", ".join(f"{network.replace('/', ' `')}` {count}" for network, count in counts.items())]
@@ -84,7 +84,15 @@ def reasons_table(rows: Sequence[Mapping[str, Any]], caption: str, name: str) ->
     return Markdown(numbered_table(["Output channels stay because", "Convolutions"], lines, caption, name))
 
 
-def _in_words(reason: str) -> str:
+def in_words(reason: str) -> str:
+    """A reason of the channel analysis, names left out, as the table has it.
+
+    Args:
+        reason: a key of ``left_alone`` of an entry.
+
+    Raises:
+        ValueError: there are no words for it here.
+    """
     for start, words in _REASONS.items():
         if reason.startswith(start):
             return words

@@ -2,12 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bpl.report.display import Drawing
 from bpl.report.rows import ReportError
 from bpl.report.style import GREY, SERIES, drawing, new_axes
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes as PlotAxes
+    from matplotlib.figure import Figure
+
+PARTNERS = "partners"  # how the name of an axis of partners begins
 Axes = dict[str, list[tuple[str, float, float]]]  # axis -> label, MACs and bytes over those of the axis's first
 
 
@@ -38,23 +43,39 @@ def load_growth(path: Path) -> Axes:
 
 
 def growth(axes: Axes) -> Drawing:
-    """Memory against multiply-accumulates, both over those of the first network of an axis.
+    """Memory against multiply-accumulates as networks grow, both over those of the first network of an axis.
 
     Below the dashed line memory grows more slowly than computation.
 
     Args:
-        axes: as `load_growth` returns them.
+        axes: as `load_growth` returns them; those of partners, which are no sequence, are left out.
     """
-    figure, plot = new_axes(height=4.4)
-    ends = []
-    for (axis, points), colour, marker in zip(axes.items(), SERIES, "osD^vP", strict=False):
-        plot.plot([x for _, x, _ in points], [y for *_, y in points], marker + "-", color=colour, markersize=5)
-        for label, x, y in points[1:]:
-            plot.annotate(label, (x, y), xytext=(4, -9), textcoords="offset points", fontsize=7, color=colour)
-        ends.append((*points[-1][1:], colour, axis))
-    most = max(max(x, y) for x, y, *_ in ends)
-    plot.plot([1, most], [1, most], "--", color=GREY, linewidth=1)
-    plot.set(xscale="log", yscale="log", xlabel="MACs of an image, over the axis's first network")
-    plot.set_ylabel("Memory of a step, over the same")
-    plot.legend([name for *_, name in ends], loc="upper left", fontsize=8)
+    sizes = {axis: points for axis, points in axes.items() if not axis.startswith(PARTNERS)}
+    figure, plot = _draw(sizes, "-")
+    plot.set(xscale="log", yscale="log")
     return drawing(figure, "memory of a training step against its multiply-accumulates, by axis of growth")
+
+
+def partners(axes: Axes) -> Drawing:
+    """What each kind of partner adds: memory against multiply-accumulates, both over those of the network without.
+
+    Args:
+        axes: as `load_growth` returns them; all but those of partners are left out.
+    """
+    kinds = {axis: points for axis, points in axes.items() if axis.startswith(PARTNERS)}
+    figure, _ = _draw(kinds, "")
+    return drawing(figure, "memory of a training step against its multiply-accumulates, by kind of partner")
+
+
+def _draw(axes: Axes, line: str) -> tuple["Figure", "PlotAxes"]:
+    figure, plot = new_axes(height=4.0)
+    for (axis, points), colour, marker in zip(axes.items(), SERIES, "osD^v", strict=False):
+        x, y = [x for _, x, _ in points], [y for *_, y in points]
+        plot.plot(x, y, marker + line, color=colour, markersize=5, label=axis)
+        for label, *place in points[1:]:
+            plot.annotate(label, place, xytext=(5, -9), textcoords="offset points", fontsize=8, color=colour)
+    most = max(max(x, y) for points in axes.values() for _, x, y in points)
+    plot.plot([1, most], [1, most], "--", color=GREY, linewidth=1)
+    plot.set(xlabel="MACs of an image, over those of the first", ylabel="Memory of a step, over that of the first")
+    plot.legend(loc="upper left", fontsize=9)
+    return figure, plot

@@ -23,10 +23,15 @@ def machine(survey: Survey) -> Markdown:
     best, stream = survey.peak["macs_per_second"] / 1e9, survey.peak["bytes_per_second"] / 1e9
     return Markdown(
         f"Measured: {n['arch']}{width}, {n['classes']} classes, {n['image_size']} × {n['image_size']} pixels, float32, "
-        f"on {m['processor']}, {m['threads']} threads, torch {m['torch']}, ONNX Runtime {m['onnxruntime']}, "
+        f"on {m['processor']}, {_threads(survey)}, torch {m['torch']}, ONNX Runtime {m['onnxruntime']}, "
         f"{m['date']}. At best this machine made {best:.0f} G multiply-accumulates a second in a matrix product and "
         f"moved {stream:.0f} GB a second in a copy."
     )
+
+
+def _threads(survey: Survey) -> str:
+    threads = survey.machine["threads"]
+    return "1 thread" if threads == 1 else f"{threads} threads"
 
 
 def cost_and_time(
@@ -155,7 +160,7 @@ def aim(survey: Survey, ratio: float = 0.7, round_to: int = 16) -> Markdown:
     met = all(middle >= AIM for _, middle, _ in times.values())
     return Markdown(
         f"Ratio {ratio:g} with widths rounded to {round_to} removes {100 * survey.removed(entry):.1f} % of the "
-        f"multiply-accumulates, and under ONNX Runtime on {survey.machine['threads']} threads the network is {said} as "
+        f"multiply-accumulates, and under ONNX Runtime on {_threads(survey)} the network is {said} as "
         f"the dense one (brackets: quartiles over rounds). The aim was {AIM} times: "
         f"{'met' if met else 'not met here'}."
     )
