@@ -69,7 +69,7 @@ setup:
 	state=$$(printf '%s ' '$(CURDIR)'; cat pyproject.toml constraints.txt | cksum); \
 	if [ "$$state" != "$$(cat $(STAMP) 2>/dev/null)" ]; then \
 	    echo '==> Installing the library and its tools into $(VENV) (some minutes the first time)'; \
-	    $(PY) -m pip install -qq -c constraints.txt -e '.[export,book,test]'; \
+	    $(PY) -m pip install -qq -c constraints.txt -e '.[export,fcs,book,test]'; \
 	    printf '%s\n' "$$state" > $(STAMP); \
 	fi
 

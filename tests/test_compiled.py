@@ -100,13 +100,14 @@ def test_a_compiled_run_is_no_other_run_and_neither_is_its_dense_network():
 def test_really_compiled_steps_change_a_run_by_rounding_only(tree):
     """Minutes of C++ for two small networks."""
     torch._dynamo.reset()
-    fields = {"method": "bpl", "mask": "soft", "freeze_at": 0.5, "epochs": 4, "augmentation": "flip"}
+    # small steps: rounding grows with every step, and with a large rate quickly
+    fields = {"method": "bpl", "freeze_at": 0.5, "epochs": 2, "augmentation": "flip", "learning_rate": 1e-3}
     plain, fast = (trained(small(tree, **fields, compile=mode)) for mode in ("off", "default"))
-    assert fast.curves["loss"] == pytest.approx(plain.curves["loss"], rel=1e-3)
+    assert fast.curves["loss"] == pytest.approx(plain.curves["loss"], rel=1e-4)
     assert fast.curves["loss"] != plain.curves["loss"]  # another order of sums: it was compiled
     x = torch.randn(4, 3, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(fast.small(x), plain.small(x), rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(fast.small(x), plain.small(x), rtol=1e-3, atol=1e-3)
 
 
 # -- nothing waits ------------------------------------------------------------------------------------------------

@@ -512,7 +512,9 @@ def test_the_training_cost_counts_teacher_and_look_aheads(whole, strengths):
     assert out.training_macs == pytest.approx(3 * dense * 48 * config.teacher_epochs + steps, abs=48 * 4)
 
 
-@pytest.mark.parametrize(("strengths", "step"), [("dean", 5), ("dean", 11), ("fixed", 8)])
+@pytest.mark.parametrize(
+    ("strengths", "step"), [("dean", 5), ("dean", 11), pytest.param("fixed", 8, marks=pytest.mark.slow)]
+)
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(whole, tmp_path, monkeypatch, strengths, step):
     config, uninterrupted = whole(strengths)
     again = interrupted(config, step, tmp_path / "checkpoint.pt", monkeypatch)
