@@ -242,7 +242,7 @@ def configs(draw, folder=None):
         "partner": st.sampled_from(PARTNERS), "target": st.sampled_from(["macs:0.3", "latency:0.5", "params:0.25"]),
         "budget": st.sampled_from(["macs:0.3", "params:0.25"]), "teacher_epochs": small, "copies": st.integers(2, 4),
         "temperature": st.floats(0.5, 9), "distill_weight": number, "fine_tune": st.sampled_from(FINE_TUNES),
-        "strengths": st.sampled_from(STRENGTHS), "rho": number, "samples": st.integers(2, 99), "bins": small,
+        "strengths": st.sampled_from(STRENGTHS), "rho": st.floats(0.01, 10), "samples": st.integers(2, 99), "bins": small,
     }  # fmt: skip
     chosen = draw(st.sets(st.sampled_from([*choices]), max_size=8))
     dataset = draw(st.sampled_from([*CARDS, *([folder] if folder else [])]))
