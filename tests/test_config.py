@@ -16,6 +16,7 @@ from bpl.config import (
     AUGMENTATIONS,
     DEVICES,
     FINE_TUNES,
+    KERNEL_NORMS,
     MASKS,
     METHODS,
     PARTNERS,
@@ -151,7 +152,8 @@ OTHER = {
     "scope": "all", "round_to": 8, "mask": "soft", "mask_every": 2, "freeze_at": 0.6, "slim_at": "none",
     "diversity_weight": 0.25, "diversity_form": "layer-squared", "partner": "acnet", "teacher_epochs": 3,
     "distill_weight": 0.5, "temperature": 2.0, "feature_weight": 0.5, "target": "macs:0.3", "budget": "params:0.4",
-    "sparsity": 0.01, "copies": 3, "samples": 50, "bins": 3, "fine_tune": "tft", "rho": 0.5, "strengths": "fixed",
+    "kernel_norm": "fixed", "sparsity": 0.01, "copies": 3,
+    "samples": 50, "bins": 3, "fine_tune": "tft", "rho": 0.5, "strengths": "fixed",
 }  # fmt: skip
 NO_PART_OF_IT = {
     "tier",
@@ -239,10 +241,12 @@ def configs(draw, folder=None):
         "freeze_at": st.floats(0.01, 1), "slim_at": st.sampled_from(SLIM_AT),
         "diversity_weight": st.integers(0, 3) | number,
         "diversity_form": st.sampled_from([*FORMS]), "device": st.sampled_from(DEVICES),
-        "partner": st.sampled_from(PARTNERS), "target": st.sampled_from(["macs:0.3", "latency:0.5", "params:0.25"]),
+        "partner": st.sampled_from(PARTNERS), "kernel_norm": st.sampled_from(KERNEL_NORMS),
+        "target": st.sampled_from(["macs:0.3", "latency:0.5", "params:0.25"]),
         "budget": st.sampled_from(["macs:0.3", "params:0.25"]), "teacher_epochs": small, "copies": st.integers(2, 4),
         "temperature": st.floats(0.5, 9), "distill_weight": number, "fine_tune": st.sampled_from(FINE_TUNES),
-        "strengths": st.sampled_from(STRENGTHS), "rho": st.floats(0.01, 10), "samples": st.integers(2, 99), "bins": small,
+        "strengths": st.sampled_from(STRENGTHS), "rho": st.floats(0.01, 10), "samples": st.integers(2, 99),
+        "bins": small,
     }  # fmt: skip
     chosen = draw(st.sets(st.sampled_from([*choices]), max_size=8))
     dataset = draw(st.sampled_from([*CARDS, *([folder] if folder else [])]))

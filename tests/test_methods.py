@@ -267,6 +267,16 @@ def test_released_masks_hold_the_original_and_let_the_partner_regrow(tree, ranki
     assert all(partners > 0 for _, partners in between)
 
 
+def test_leaking_masks_hold_the_partner_too_but_not_the_batch_normalisation(tree):
+    config = small(tree, "bpl", mask="leaking", epochs=2)
+    out = trained(config)
+    blocks = {n: b for n, b in partner_blocks(out.network).items() if n in out.method.masks}
+    pruned = [(branch, ~out.method.masks[n]) for n, b in blocks.items() for branch in b.branches]
+    assert all(float(branch.conv.weight.detach()[gone].abs().sum()) == 0 for branch, gone in pruned)
+    assert all(branch.norm.bias.detach()[gone].abs().max() > 0 for branch, gone in pruned)
+    assert equivalence_of(config, out) > 1e-3
+
+
 def test_released_masks_leak_through_the_batch_normalisation(as_released):
     config, out = as_released
     blocks = {n: b for n, b in partner_blocks(out.network).items() if n in out.method.masks}

@@ -99,6 +99,7 @@ KILLED = {
     "bpl": {"method": "bpl", "mask": "soft", "freeze_at": 0.5},
     "bpl-masked": {"method": "bpl", "mask": "soft", "freeze_at": 0.5, "slim_at": "none"},
     "bpl-released": {"method": "bpl", "mask": "released"},
+    "bpl-leaking-norms": {"method": "bpl", "mask": "leaking", "kernel_norm": "fixed"},
     "bpl-features-bf16": {
         "method": "bpl", "freeze_at": 0.5, "diversity_form": "feature-squared", "precision": "bf16",
         "augmentation": "nadir",
@@ -201,9 +202,9 @@ def test_the_labels_trained_on_do_change_the_weights(tree):
 # -- sizes and curves ---------------------------------------------------------------------------------------------
 def test_every_curve_has_one_value_an_epoch(tree):
     out = trained(small(tree, "bpl"))
-    assert {"loss", "learning_rate", "validation", "test", "at_size", "mask_changes", "partner_cosine"} == set(
-        out.curves
-    )
+    assert set(out.curves) == {
+        "loss", "learning_rate", "validation", "test", "at_size", "mask_changes", "partner_cosine", "kernel_norm",
+    }  # fmt: skip
     assert {len(values) for values in out.curves.values()} == {3}
 
 

@@ -29,7 +29,9 @@ METHODS = (
 )  # fmt: skip
 FINE_TUNES = ("tft", "mlft")
 STRENGTHS = ("dean", "fixed")
-MASKS = ("soft", "hard", "released")
+MASKS = ("soft", "hard", "leaking", "released")
+LEAKING_MASKS = ("leaking", "released")  # under these a pruned channel still emits a constant
+KERNEL_NORMS = ("fixed",)
 SLIM_AT = ("freeze", "none")
 SCHEDULES = ("one-cycle", "released")
 PRECISIONS = ("float32", "bf16")
@@ -99,6 +101,7 @@ _ONLY_FOR: dict[str, tuple[str, ...]] = {
     "diversity_weight": ("bpl",),
     "diversity_form": ("bpl",),
     "partner": ("bpl",),
+    "kernel_norm": ("bpl",),
     "scope": tuple(m for m in METHODS if m not in ("dense", "oed")),
     "round_to": tuple(m for m in METHODS if m not in ("dense", "oed")),
     "teacher_epochs": ("hrank", "kd", "compact_kd", "fcs_mlft", "ddsl"),
@@ -161,9 +164,9 @@ class RunConfig:
             feature-norm; for hrank rank.
         scope: inner, or all (groups tied by additions too).
         round_to: multiple that kept widths are rounded to.
-        mask: soft (re-ranked until the freeze, pruned filters may come back), hard (ranked once, at the freeze) or
-            released (as the released BPL code: ranked after the first epoch, the partner's gradients and the batch
-            normalisation not masked).
+        mask: soft (re-ranked until the freeze, pruned filters may come back), hard (ranked once, at the freeze),
+            released (as the released BPL code: ranked after every `mask_every` epochs, the partner's gradients and the
+            batch normalisation not masked) or leaking (the same with the partner's gradients masked).
         mask_every: epochs between two rankings of a soft mask.
         freeze_at: share of the epochs after which masks no longer change, in (0, 1]; at least one epoch.
         slim_at: when training goes on with the physically smaller network (the same function, cheaper): freeze, none
@@ -171,6 +174,8 @@ class RunConfig:
         diversity_weight: factor of the diversity loss; 0.01 in the released code.
         diversity_form: a key of `bpl.diversity.FORMS`.
         partner: shape of BPL's partners: same, acnet (1 x k and k x 1) or dbb (1 x 1 and 1 x 1 before k x k).
+        kernel_norm: fixed holds the norm of every kernel of a block and its partners at what it was before the step, so
+            that all such runs have one effective learning rate; None lets it go where training takes it.
         teacher_epochs: epochs of the dense network that teaches, or that is pruned; the run's own epochs where None.
         distill_weight: factor of the distillation loss.
         temperature: softens the logits in the distillation loss.
@@ -226,6 +231,7 @@ class RunConfig:
     diversity_weight: float | None = None
     diversity_form: str | None = "stage-cosine"
     partner: str | None = "same"
+    kernel_norm: str | None = None
     teacher_epochs: int | None = None
     distill_weight: float | None = None
     temperature: float | None = None
@@ -297,7 +303,8 @@ class RunConfig:
         if self.criterion is not None:
             _one_of("criterion", self.criterion, _CRITERIA_OF[self.method])
         for name, allowed in (
-            ("mask", MASKS), ("partner", PARTNERS), ("fine_tune", FINE_TUNES), ("strengths", STRENGTHS),
+            ("mask", MASKS), ("partner", PARTNERS), ("kernel_norm", KERNEL_NORMS), ("fine_tune", FINE_TUNES),
+            ("strengths", STRENGTHS),
         ):  # fmt: skip
             if getattr(self, name) is not None:
                 _one_of(name, getattr(self, name), allowed)

@@ -14,7 +14,7 @@ from torch import nn
 
 from bpl.channels import ChannelGraph
 from bpl.chips import BF16_PEAK
-from bpl.config import RunConfig
+from bpl.config import LEAKING_MASKS, RunConfig
 from bpl.data import CARDS
 from bpl.measure import count_macs
 from bpl.models import build_model
@@ -59,7 +59,7 @@ def training_macs(config: RunConfig, images: int, classes: int) -> int:
     )  # fmt: skip
     before, after = _STEP[config.method](dense, narrow, partners, slimmed)
     seen = images - images % config.batch_size if images > config.batch_size else images
-    shrunk = config.epochs if config.slim_at in (None, "none") or config.mask == "released" else config.slim_at
+    shrunk = config.epochs if config.slim_at in (None, "none") or config.mask in LEAKING_MASKS else config.slim_at
     shrunk = config.freeze_epoch if shrunk == "freeze" else shrunk
     return seen * (shrunk * before + (config.epochs - shrunk) * after)
 

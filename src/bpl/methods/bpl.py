@@ -5,7 +5,8 @@
     pruning     filters are ranked, softly at first, then frozen       after_epoch (`Pruned`)
     fusion      block and partner become one convolution               finish
 
-The partner takes its original's mask. What the released code does otherwise is one option: ``mask="released"``.
+The partner takes its original's mask. What the released code does otherwise is one option: ``mask="released"``. A
+control of the ablation is another: ``kernel_norm="fixed"`` (`HeldNorms`).
 """
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from bpl.diversity import cosine, diversity_loss, raw_kernels
 from bpl.methods.base import Batch, Training
+from bpl.methods.held_norms import HeldNorms, kernel_norm
 from bpl.methods.magnitude import Pruned
 from bpl.partner import grow_partners, partner_blocks
 
@@ -35,9 +37,19 @@ class BPL(Pruned):
             block.outputs = []  # used; a network that holds graph tensors could not be copied
         return loss
 
+    def before_step(self, training: Training) -> None:
+        super().before_step(training)
+        self._norms = HeldNorms(training.model) if self.config.kernel_norm == "fixed" else None
+
+    def after_step(self, training: Training) -> None:
+        super().after_step(training)
+        if self._norms is not None:
+            self._norms.restore()
+
     def after_epoch(self, training: Training) -> dict[str, float]:
         curves = super().after_epoch(training)
-        return curves | {"partner_cosine": partner_cosine(training.model)}
+        model = training.model
+        return curves | {"partner_cosine": partner_cosine(model), "kernel_norm": kernel_norm(model)}
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bpl.config import RunConfig
+from bpl.config import LEAKING_MASKS, RunConfig
 from bpl.hardware import config_widths
 from bpl.methods.base import Material, Method, Training
 from bpl.partner import fuse_partners, partner_blocks
@@ -58,7 +58,7 @@ class Pruned(Method):
             if training.epoch == self.slim_epoch:
                 self._shrink(training)
             return {"mask_changes": 0.0}
-        if config.mask == "released":
+        if config.mask in LEAKING_MASKS:
             self._rank_as_released(training)
         elif training.epoch >= self.freeze_epoch:
             self.masks = self._rank(training.model)
@@ -89,22 +89,27 @@ class Pruned(Method):
         self._holder.apply()
 
     def _rank_as_released(self, training: Training) -> None:
-        """The released code: zero the filters of all branches at every ranking, but hold only the original's."""
+        """The released code: zero the filters of all branches at every ranking, and hold no batch normalisation."""
         if training.epoch % self.config.mask_every and training.epoch < training.epochs:
             return
         self.masks = self._rank(training.model)
         MaskHolder(training.model, self.masks, filters_only=True).apply()
-        self._holder = _OriginalFilters(training.model, self.masks)
+        self._holder = self._holder_as_released(training.model)
+
+    def _holder_as_released(self, model: nn.Module) -> MaskHolder:
+        if self.config.mask == "released":
+            return _OriginalFilters(model, self.masks)
+        return MaskHolder(model, self.masks, filters_only=True)
 
     # -- what ships -----------------------------------------------------------------------------------------------
     def as_shipped(self, model: nn.Module) -> nn.Module:
-        """The slimmed network; under the released mask the masked one, leaks included, as the released code reports."""
-        if self.masks is None or self.slimmed or self.config.mask == "released":
+        """The slimmed network; under a leaking mask the masked one, leaks included, as the released code reports."""
+        if self.masks is None or self.slimmed or self.config.mask in LEAKING_MASKS:
             return model
         return slim(model, self.masks)
 
     def at_size(self, training: Training) -> bool:
-        return self.frozen or self.config.mask == "released" or training.epoch == training.epochs
+        return self.frozen or self.config.mask in LEAKING_MASKS or training.epoch == training.epochs
 
     def finish(self, model: nn.Module) -> nn.Module:
         fused = fuse_partners(model)
@@ -120,8 +125,8 @@ class Pruned(Method):
             return slim(model, self.masks)
         if self.frozen:
             self._hold(model)
-        elif self.masks is not None and self.config.mask == "released":
-            self._holder = _OriginalFilters(model, self.masks)
+        elif self.masks is not None and self.config.mask in LEAKING_MASKS:
+            self._holder = self._holder_as_released(model)
         return model
 
 
