@@ -241,3 +241,49 @@ def test_the_paper_states_what_is_cited_and_nothing_else() -> None:
     assert (claim.network, claim.flops_reduction, claim.accuracy_loss) == ("ResNet-50", 73.97, 0.24)
     assert "10.1109/TNNLS.2023.3306512" in claim.citation
     assert report.claim("bpl", "nwpu") is None
+
+
+# -- arms against a control ---------------------------------------------------------------------------------------
+def test_recorded_rows_are_those_of_the_campaign_only(results: Path) -> None:
+    campaign = [RunConfig(dataset="ucm", method="bpl", ratio=0.7, seed=seed) for seed in range(5)]
+    (row,) = report.recorded(campaign)
+    assert (row.method, row.seeds, row.config["diversity_weight"]) == ("bpl", [0, 1, 2], 1.0)
+    assert report.recorded([RunConfig(dataset="aid", method="bpl")]) == []
+
+
+def test_select_takes_what_is_not_named_for_the_default(results: Path) -> None:
+    rows = report.collect()
+    assert report.select(rows, method="bpl", ratio=0.7).config["diversity_weight"] == 1.0
+    assert report.select(rows, method="bpl", ratio=0.7, diversity_weight=0).config["diversity_weight"] == 0.0
+    assert report.select(rows, method="bpl", ratio=0.5) is None
+    with pytest.raises(ValueError, match="unknown key 'strength'"):
+        report.select(rows, method="bpl", strength=1)
+
+
+def test_arms_are_shown_with_the_difference_that_a_paired_t_test_gives(results: Path) -> None:
+    rows = report.collect()
+    arm, other = (report.select(rows, method=method, ratio=0.7) for method in ("bpl", "scratch"))
+    value = arm.difference(other)
+    pairs = [("Partner", arm, other), ("Not run", None, other), ("Control", other, None)]
+    sentence = repr(report.contrasts([("Does it help?", arm, other), ("And this?", None, other)]))
+    assert points(value.mean) in sentence
+    assert "**And this?** Not recorded yet." in sentence
+    table = repr(report.difference_table(pairs, "Arms.", "tab-arms"))
+    assert f"| Partner | {spread(arm.accuracy)} | {spread(arm.summary('best_test'))} | {points(value.mean)}" in table
+    assert "Not run" not in table
+    assert arm.command() in table
+    assert report.difference_chart(pairs, "the control")._repr_svg_() != report.difference_chart(
+        [("Partner", other, arm)], "the control"
+    )._repr_svg_()
+
+
+def test_arms_without_runs_are_sentences(results: Path) -> None:
+    assert "Not recorded" in repr(report.contrasts([("Why?", None, None)]))
+    assert "No run" in repr(report.difference_table([("a", None, None)], "c", "tab-x"))
+    assert "No run" in repr(report.difference_chart([("a", None, None)], "b"))
+
+
+def test_one_pair_of_runs_shows_little(results: Path) -> None:
+    rows = report.recorded([RunConfig(dataset="ucm", method=m, ratio=0.7, seed=0) for m in ("bpl", "scratch")])
+    sentence = repr(report.contrasts([("Does it help?", rows[1], rows[0])]))
+    assert "One pair of runs" in sentence

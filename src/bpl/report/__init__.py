@@ -4,7 +4,8 @@ from bpl.report.claims import Claim, claim
 from bpl.report.curves import curves, residuals, strengths
 from bpl.report.display import Drawing, Markdown
 from bpl.report.figures import difference_to_dense, price, tradeoff
-from bpl.report.rows import ReportError, Row, collect, control, find, group, lacking, of_method
+from bpl.report.intervals import contrasts, difference_chart, difference_table
+from bpl.report.rows import ReportError, Row, collect, control, find, group, lacking, of_method, recorded, select
 from bpl.report.sentences import answer, beside_claim, complete, diversity, ranking
 from bpl.report.statistics import Difference, Summary, bootstrap_interval, paired_difference, summarise
 from bpl.report.tables import accuracy_table, cost_table
@@ -24,9 +25,12 @@ __all__ = [
     "claim",
     "collect",
     "complete",
+    "contrasts",
     "control",
     "cost_table",
     "curves",
+    "difference_chart",
+    "difference_table",
     "difference_to_dense",
     "diversity",
     "find",
@@ -36,7 +40,9 @@ __all__ = [
     "paired_difference",
     "price",
     "ranking",
+    "recorded",
     "residuals",
+    "select",
     "strengths",
     "summarise",
     "tradeoff",

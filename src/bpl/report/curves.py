@@ -14,6 +14,7 @@ TITLES = {
     "test": "Top-1 on the test part, %",
     "loss": "Training loss",
     "partner_cosine": "Cosine between block and partner",
+    "kernel_norm": "Norm of the kernels, root mean square",
 }
 
 

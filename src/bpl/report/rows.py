@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bpl.config import RunConfig
-from bpl.records import Record, iterate_records, record_path
+from bpl.records import Record, iterate_records, load_record, record_path
 from bpl.report.statistics import Difference, Summary, paired_difference, summarise
 
 LABELS = {
@@ -300,6 +300,45 @@ def of_method(rows: list[Row], method: str) -> list[Row]:
 def _size(row: Row) -> tuple[float, str, str | None]:
     """What decides how large a pruned network is."""
     return row.ratio, row.config["scope"] or "inner", row.config["target"]
+
+
+def recorded(configs: Iterable[RunConfig], source: str = "real", folder: Path | None = None) -> list[Row]:
+    """The rows of a campaign, as far as it is recorded: of exactly these runs, whatever else lies in the folder.
+
+    Args:
+        configs: the runs, such as `bpl.sweep.load_grid` reads them; of one data set and network.
+        source: "real" or "synthetic".
+        folder: the results folder; None for the checkout's.
+
+    Returns:
+        Rows in the order of a table (`group`).
+
+    Raises:
+        RecordError: a file that is no good record.
+    """
+    paths = [record_path(config, source, folder) for config in configs]
+    return group(load_record(path) for path in paths if path.exists())
+
+
+def select(rows: Iterable[Row], **where: Any) -> Row | None:
+    """The row whose config has these values, and its method's and tier's own values in all fields not named.
+
+    Args:
+        rows: the rows of one table.
+        **where: config fields; ``method`` must be among them.
+
+    Returns:
+        The row, or None where there is none.
+
+    Raises:
+        ValueError: an unknown field, or a value that is not allowed.
+    """
+    for row in rows:
+        table = {name: row.config[name] for name in _COMMON} | {"tier": row.records[0].config["tier"]}
+        wanted = RunConfig.from_dict(table | where).to_dict()
+        if all(wanted[name] == value for name, value in row.config.items()):
+            return row
+    return None
 
 
 def lacking(configs: Iterable[RunConfig], source: str = "real", folder: Path | None = None) -> list[RunConfig]:
