@@ -4,6 +4,7 @@ import dataclasses
 import os
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -105,21 +106,28 @@ def test_no_piece_of_an_older_checkpoint_is_left_and_none_after_deletion(tmp_pat
     path = tmp_path / "place" / "checkpoint.pt"
     (path.parent / "checkpoint.pt.keep").mkdir(parents=True)
     (path.parent / "checkpoint.pt.bak").write_text("somebody's own")
-    for number in range(3):
+    for number in range(4):
         save_checkpoint(path, state_of(number))
-    pieces = [name for name in files_below(path.parent) if name not in ("checkpoint.pt", "checkpoint.pt.bak")]
-    assert 3 <= len(pieces) <= 6
-    assert len({name.split("-")[0] for name in pieces}) == len(pieces)  # one of each number
-    assert_is_state(load_checkpoint(path), 2)
+    heads = ["checkpoint.pt", "checkpoint.pt.bak", "checkpoint.pt.previous"]
+    pieces = [name for name in files_below(path.parent) if name not in heads]
+    assert 2 * 3 <= len(pieces) <= 2 * 6
+    assert max(Counter(name.split("-")[0] for name in pieces).values()) == 2  # the newest and the one before it
+    assert_is_state(load_checkpoint(path), 3)
     delete_checkpoint(path)
     assert files_below(path.parent) == ["checkpoint.pt.bak"]
-    save_checkpoint(path, state_of(3))
+    save_checkpoint(path, state_of(4))
     monkeypatch.setattr(checkpoint, "PIECE", 1 << 20)
-    save_checkpoint(path, state_of(4))  # fits into its own file
-    assert files_below(path.parent) == ["checkpoint.pt", "checkpoint.pt.bak"]
+    save_checkpoint(path, state_of(5))  # fits into its own file
+    save_checkpoint(path, state_of(6))
+    assert files_below(path.parent) == heads
     delete_checkpoint(path)
     assert files_below(path.parent) == ["checkpoint.pt.bak"]
     delete_checkpoint(path)  # where there is none, nothing is wrong
+
+
+def damage_first(path: Path) -> None:
+    """Change a byte of a checkpoint's own file."""
+    path.write_bytes(_flip(path.read_bytes()))
 
 
 def test_whenever_it_is_killed_the_older_or_the_new_checkpoint_can_be_loaded(tmp_path, small_pieces, monkeypatch):
@@ -134,7 +142,8 @@ def test_whenever_it_is_killed_the_older_or_the_new_checkpoint_can_be_loaded(tmp
 
         return change
 
-    save_checkpoint(place / "checkpoint.pt", state_of(1))
+    for number in range(2):
+        save_checkpoint(place / "checkpoint.pt", state_of(number))
     with monkeypatch.context() as patch:
         patch.setattr(atomic.os, "replace", watched(os.replace))
         patch.setattr(Path, "unlink", watched(Path.unlink))
@@ -142,8 +151,10 @@ def test_whenever_it_is_killed_the_older_or_the_new_checkpoint_can_be_loaded(tmp
     numbers = [load_checkpoint(copy / "checkpoint.pt")["number"] for copy in copies]
     assert numbers == sorted(numbers)
     assert set(numbers) == {1, 2}
-    assert len(numbers) >= 2 * (3 + 1 + 3)  # pieces and the file in, older pieces out
-    for copy in copies:  # and the next run tidies up what the kill left
+    assert len(numbers) >= 2 * (3 + 2 + 3)  # pieces and two files in, the oldest pieces out
+    for copy in copies:  # and so can one if bytes of the newest change now, and the next run tidies up what is left
+        damage_first(copy / "checkpoint.pt")
+        assert load_checkpoint(copy / "checkpoint.pt")["number"] in (0, 1)
         save_checkpoint(copy / "checkpoint.pt", state_of(3))
         assert len(files_below(copy)) == len(files_below(place))
 
@@ -169,9 +180,10 @@ def test_a_missing_or_damaged_piece_is_named_with_what_to_do(tmp_path, small_pie
 
 def test_a_disk_full_at_any_piece_leaves_the_older_checkpoint_and_nothing_else(tmp_path, small_pieces, monkeypatch):
     path = tmp_path / "place" / "checkpoint.pt"
-    save_checkpoint(path, state_of(1))
+    for number in range(2):
+        save_checkpoint(path, state_of(number))
     before, real = files_below(path.parent), os.replace
-    for full_at in range(len(before)):
+    for full_at in range(len(before) // 2 - 1):
         left = [full_at]
 
         def replace(*places, left=left):
