@@ -6,11 +6,13 @@ sentence on standard error).
 
 import dataclasses
 import io
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from bpl.config import RunConfig
+from bpl.out_of_memory import OutOfMemory, is_out_of_memory
 from bpl.words import Positional, read
 
 # The fields of RunConfig without its checks: the words are only read here, and the config itself says what is wrong
@@ -316,9 +318,24 @@ def main(arguments: list[str] | None = None) -> None:
         code = _say(error, 2)
     except (OSError, ArithmeticError) as error:
         code = _say(error, 1)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        code = _say(error if isinstance(error, OutOfMemory) else f"memory ran out: {error}", 1)
     except KeyboardInterrupt:
         code = _say("interrupted; start the same command again to go on from the last checkpoint", 130)
-    sys.exit(code)
+    written = _written_out()
+    sys.exit(code or written)
+
+
+def _written_out() -> int:
+    """Write out what was printed; 1 where it cannot be, as where the disk behind standard output is full."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        return _say(f"standard output cannot be written: {error}")
+    return 0
 
 
 def _say(error: object, code: int = 1) -> int:

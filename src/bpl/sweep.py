@@ -179,7 +179,8 @@ def sweep(
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}: it must be at least 1")
     result, started = Sweep(), time.monotonic()
-    stop_at = None if budget is None else time.time() + budget
+    # The clock that no one sets; it is the same in all processes of a machine.
+    stop_at = None if budget is None else time.monotonic() + budget
     if bundle is not None:
         write_bundle(bundle, folder)  # now, too: what is wrong with it must not come out after the first run
     lacking, took = _lacking(configs, folder, progress, result)
@@ -299,13 +300,13 @@ def _perform(
         work: folder for checkpoints.
         progress: show a progress bar on standard error.
         beside: how many runs share the machine.
-        stop_at: by `time.time`, when to stop it.
+        stop_at: by `time.monotonic`, when to stop it.
     """
 
     def watch(epoch: int, row: dict[str, float]) -> bool:
         if report is not None:
             report(f"{epoch}/{config.epochs}")
-        return stop_at is not None and time.time() > stop_at
+        return stop_at is not None and time.monotonic() > stop_at
 
     begun = time.monotonic()
     try:
@@ -314,7 +315,7 @@ def _perform(
         return Outcome("busy", "it is under way in another process")
     except Stopped as stopped:
         return Outcome("stopped", f"the time budget is over, {stopped}")
-    except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
+    except (ValueError, OSError, ArithmeticError, MemoryError, RuntimeError) as error:
         return Outcome("failed", (str(error).splitlines() or [type(error).__name__])[0])
     return Outcome("ran", f"{record.accuracy['test']:.2f}", time.monotonic() - begun)
 

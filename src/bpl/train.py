@@ -21,8 +21,10 @@ from bpl.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from bpl.compiled import Compiled
 from bpl.config import RunConfig
 from bpl.data import ImageSet, Split, augment, batches, load_images, normalise
+from bpl.finite import check_finite
 from bpl.methods import REGISTRY, Batch, Material, Method, Training
 from bpl.models import build_model
+from bpl.out_of_memory import out_of_memory_said
 from bpl.schedule import SCHEDULES
 
 CHECKPOINT_SECONDS = 20.0  # between two checkpoints: this much work is lost to a kill
@@ -115,7 +117,8 @@ def train(
     Raises:
         Stopped: `watch` said so.
         CheckpointError: the checkpoint is corrupt or of another run.
-        FloatingPointError: the loss is no longer finite.
+        FloatingPointError: the loss or a weight is no longer finite.
+        OutOfMemory: a step needs more memory than there is.
         ValueError: the device is not there.
     """
     fabric = _fabric(config)
@@ -152,7 +155,8 @@ def train(
         if counted is not training.model:  # the first epoch, and after a method has put a smaller network there
             counted, macs = training.model, method.macs_per_image(training.model)
             module = _set_up(config, training.model, fabric)
-        loss, seen = _epoch(config, stored, to_train, training, module, method, fabric)
+        with out_of_memory_said(config.batch_size, config.image_size):
+            loss, seen = _epoch(config, stored, to_train, training, module, method, fabric)
         out.training_macs += macs * seen
         training.epoch += 1
         added = method.after_epoch(training)
@@ -252,11 +256,7 @@ def _epoch(
         total += loss.detach()  # stays on the device: no synchronisation within an epoch
         step, seen = step + 1, seen + len(batch)
     mean = float(total) / steps_an_epoch
-    if mean != mean or mean == float("inf"):
-        raise FloatingPointError(
-            f"the loss became {mean} in epoch {training.epoch + 1} of {config.epochs} (learning rate {rate:.2g}): "
-            "lower learning_rate, or the weight of what the method adds to the loss"
-        )
+    check_finite(mean, training.model, f"epoch {training.epoch + 1} of {config.epochs} (learning rate {rate:.2g})")
     return mean, seen
 
 
@@ -284,6 +284,6 @@ def _resume(path: Path | None, config: RunConfig, split: Split) -> dict[str, Any
     if path is None or not path.exists():
         return None
     state = load_checkpoint(path)
-    if state["run"] != _run_id(config, split):
+    if state.get("run") != _run_id(config, split):
         raise CheckpointError(f"checkpoint {path} belongs to another run or other images: delete it to start anew")
     return state
