@@ -38,19 +38,40 @@ def executed_notebooks(folder: Path, notebooks: Path) -> dict[str, Path]:
     return found
 
 
-def output_of(notebook: Path, cell_id: str) -> str:
-    """Return the Markdown that a notebook's cell shows; numbers on a page so come from the cell that is compared.
+def output_of(notebook: Path, cell_id: str, pictures: Path) -> str:
+    """Return what a notebook's cell shows, as Markdown; what is on a page so comes from the cell that is compared.
+
+    Args:
+        notebook: the notebook's file.
+        cell_id: the cell.
+        pictures: folder beside the page that asks; the drawing of a cell that shows one is written to it.
 
     Raises:
-        ValueError: no such notebook or cell, or a cell that shows no Markdown.
+        ValueError: no such notebook or cell, or a cell that shows neither Markdown nor a drawing with a caption.
     """
     if notebook.exists():
         for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
             if cell.get("id") == cell_id:
                 for output in cell["outputs"]:
-                    if "text/markdown" in output.get("data", {}):
-                        return "".join(output["data"]["text/markdown"])
-    raise ValueError(f"{notebook} has no cell {cell_id!r} that shows Markdown")
+                    data = output.get("data", {})
+                    if "text/markdown" in data:
+                        return "".join(data["text/markdown"])
+                    if "image/svg+xml" in data and "mystnb" in cell["metadata"]:
+                        pictures.mkdir(exist_ok=True)
+                        (pictures / f"{cell_id}.svg").write_text("".join(data["image/svg+xml"]), encoding="utf-8")
+                        return figure(f"{pictures.name}/{cell_id}.svg", cell["metadata"]["mystnb"])
+    raise ValueError(f"{notebook} has no cell {cell_id!r} that shows Markdown or a drawing with a caption")
+
+
+def figure(path: str, shown: dict) -> str:
+    """Return the Markdown of a figure that is a cell's drawing.
+
+    Args:
+        path: the drawing, from the page.
+        shown: what the cell's metadata say under "mystnb": caption and label of the figure, words for the image.
+    """
+    caption, name, alt = shown["figure"]["caption"], shown["figure"]["name"], shown["image"]["alt"]
+    return f":::{{figure}} {path}\n:name: {name}\n:alt: {alt}\n\n{caption}\n:::"
 
 
 def fill_in(pages: Path, notebooks: Path) -> None:
@@ -62,7 +83,7 @@ def fill_in(pages: Path, notebooks: Path) -> None:
     """
     for page in sorted(pages.glob("*.md")):
         text = page.read_text(encoding="utf-8")
-        filled = OUTPUT_OF.sub(lambda found: output_of(notebooks / found[1], found[2]), text)
+        filled = OUTPUT_OF.sub(lambda found: output_of(notebooks / found[1], found[2], pages / "drawn"), text)
         if filled != text:
             page.write_text(filled, encoding="utf-8")
 

@@ -241,6 +241,24 @@ def test_a_page_shows_what_a_cell_shows(tmp_path: Path) -> None:
         stage.stage(tmp_path / "staged", root=tmp_path)
 
 
+def test_a_page_shows_what_a_cell_draws(tmp_path: Path) -> None:
+    shown = {"figure": {"caption": "Two curves.", "name": "fig-two"}, "image": {"alt": "Chart of two curves."}}
+    cell = {"cell_type": "code", "id": "draw", "outputs": [{"data": {"image/svg+xml": ["<svg>", "</svg>"]}}]}
+    (tmp_path / "notebooks").mkdir()
+    notebook = tmp_path / "notebooks" / "m.ipynb"
+    notebook.write_text(json.dumps({"cells": [cell | {"metadata": {"mystnb": shown}}]}), encoding="utf-8")
+    page = tmp_path / "book" / "ddsl.md"
+    page.parent.mkdir()
+    page.write_text("<!-- output of notebooks/m.ipynb, cell draw -->\n", encoding="utf-8")
+    stage.stage(tmp_path / "staged", root=tmp_path)
+    text = (tmp_path / "staged" / "book" / "ddsl.md").read_text(encoding="utf-8")
+    assert text == ":::{figure} drawn/draw.svg\n:name: fig-two\n:alt: Chart of two curves.\n\nTwo curves.\n:::\n"
+    assert (tmp_path / "staged" / "book" / "drawn" / "draw.svg").read_text(encoding="utf-8") == "<svg></svg>"
+    notebook.write_text(json.dumps({"cells": [cell | {"metadata": {}}]}), encoding="utf-8")
+    with pytest.raises(ValueError, match="a drawing with a caption"):  # a picture without words is no figure
+        stage.stage(tmp_path / "staged", root=tmp_path)
+
+
 def test_conda_and_pip_install_the_same() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     dependencies = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]

@@ -3,8 +3,10 @@
 from bpl.report.claims import Claim, claim
 from bpl.report.curves import curves, residuals, strengths
 from bpl.report.display import Drawing, Markdown
+from bpl.report.evidence import evidence, items
 from bpl.report.figures import difference_to_dense, price, tradeoff
 from bpl.report.intervals import contrasts, difference_chart, difference_table
+from bpl.report.masked import masked_table
 from bpl.report.rows import ReportError, Row, collect, control, find, group, lacking, of_method, recorded, select
 from bpl.report.sentences import answer, beside_claim, complete, diversity, ranking
 from bpl.report.statistics import Difference, Summary, bootstrap_interval, paired_difference, summarise
@@ -33,9 +35,12 @@ __all__ = [
     "difference_table",
     "difference_to_dense",
     "diversity",
+    "evidence",
     "find",
     "group",
+    "items",
     "lacking",
+    "masked_table",
     "of_method",
     "paired_difference",
     "price",

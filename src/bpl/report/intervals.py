@@ -54,7 +54,10 @@ def difference_table(pairs: Sequence[Pair], caption: str, name: str) -> Markdown
         cells = [MISSING, MISSING]
         if value is not None:
             cells = [f"{points(value.mean)} {interval(value.low, value.high, signed=True)}".strip(), _p(value.p)]
-        lines.append([label, spread(row.accuracy), spread(row.summary("best_test")), *cells, str(row.accuracy.n)])
+        unpaired = "" if value is None or value.n == row.accuracy.n else f" ({value.n} in pairs)"
+        lines.append(
+            [label, spread(row.accuracy), spread(row.summary("best_test")), *cells, f"{row.accuracy.n}{unpaired}"]
+        )
     header = ["Arm", "Top-1, %", "Best test epoch, %", "Difference", "p", "n"]
     rows = list({id(row): row for _, row, _ in recorded}.values())
     return Markdown(f"{numbered_table(header, lines, caption, name)}\n\n{sources_of(rows)}")

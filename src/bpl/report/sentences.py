@@ -6,7 +6,7 @@ from bpl.report.numbers import interval, percent_change, points
 from bpl.report.rows import Row, control, find
 from bpl.report.statistics import Difference, Summary
 
-NO_RECORDS = "No run is recorded yet for this table: `bpl sweep workflow/ucm.yaml` makes the records."
+NO_RECORDS = "No run is recorded yet for this: `bpl sweep` on the grid of this page makes the records."
 
 
 def seeds(n: int) -> str:

@@ -1,0 +1,43 @@
+"""What the released code reports beside what could be shipped: the masked network's accuracy and the small one's."""
+
+from collections.abc import Sequence
+
+from bpl.report.display import Markdown
+from bpl.report.numbers import spread
+from bpl.report.rows import Row
+from bpl.report.statistics import summarise
+from bpl.report.tables import numbered_table
+
+
+def masked_table(arms: Sequence[tuple[str, Row | None]], caption: str, name: str) -> Markdown:
+    """Accuracy of the network as trained, by two ways of choosing the epoch, and of the small network that is left.
+
+    Where pruned channels emit nothing the last two agree but for rounding; where they leak, cutting them out changes
+    the function.
+
+    Args:
+        arms: name and row; arms that are not recorded are left out.
+        caption: what the table shows.
+        name: label for cross-references, unique in the book.
+
+    Returns:
+        The table; one sentence where no arm is recorded.
+    """
+    lines = [
+        [
+            label,
+            spread(row.summary("best_test")),
+            spread(summarise([record.curves["test"][-1] for record in row.records])),
+            spread(row.accuracy),
+            f"{max(record.equivalence['relative_error'] for record in row.records):.1e}",
+            f"{100 * min(record.equivalence['same_top1'] for record in row.records):.1f} %",
+        ]
+        for label, row in arms
+        if row is not None
+    ]
+    if not lines:
+        return Markdown("No run of this table is recorded yet.")
+    header = [
+        "Arm", "Trained, best test epoch", "Trained, last epoch", "Small network", "Logits apart", "Same answer",
+    ]  # fmt: skip
+    return Markdown(numbered_table(header, lines, caption, name))

@@ -1,0 +1,131 @@
+"""No result without a record: in prose, in the rows of the committed tables, in the list of all tables and figures."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bpl import report
+from bpl.paths import project_root
+from bpl.records import load_record
+from bpl.sweep import load_grid
+
+ROOT = project_root()
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+# An accuracy or a difference of accuracies: 88.81 %, 88.81 ± 0.7 %, +0.4 points, accuracy of 91 %.
+RESULT = re.compile(
+    r"(?<![\w.])(?:(\d{2}\.\d{1,2})(?:\s*±\s*\d+(?:\.\d+)?)?\s*%"
+    r"|(\d+(?:\.\d+)?)\s+points?\b"
+    r"|(?:accuracy|top-1)[^.|\n]{0,40}?(\d{2}(?:\.\d+)?)\s*%)"
+)
+STATED = yaml.safe_load(Path(__file__).with_name("stated_numbers.yaml").read_text())
+
+
+def prose() -> Iterator[tuple[str, str]]:
+    """Every page's name and what is written on it by hand."""
+    for path in [*sorted((ROOT / "book").glob("*.md")), ROOT / "README.md"]:
+        yield path.name, path.read_text(encoding="utf-8")
+    for path in NOTEBOOKS:
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            if cell["cell_type"] == "markdown":
+                yield path.name, "".join(cell["source"])
+
+
+def results_in(text: str) -> list[str]:
+    """The numbers in a text that look like results."""
+    return [next(group for group in found.groups() if group) for found in RESULT.finditer(text)]
+
+
+def outputs(path: Path) -> Iterator[str]:
+    """The Markdown that a notebook's cells show."""
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        for output in cell.get("outputs", []):
+            if "text/markdown" in output.get("data", {}):
+                yield "".join(output["data"]["text/markdown"])
+
+
+def test_no_result_is_typed_into_prose() -> None:
+    typed = {(page, number) for page, text in prose() for number in results_in(text) if number not in STATED}
+    assert not typed, f"not from a record, and no source in tests/stated_numbers.yaml: {sorted(typed)}"
+
+
+def test_every_stated_number_is_still_on_a_page() -> None:
+    found = {number for _, text in prose() for number in results_in(text)}
+    assert not STATED.keys() - found
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("reaches 88.81 % top-1", ["88.81"]),
+        ("reaches 88.8 ± 0.7 %", ["88.8"]),
+        ("a gain of +1.5 points", ["1.5"]),
+        ("an accuracy of about 91 %", ["91"]),
+        ("at ratio 0.78 the MACs fall to 26 %, 20 epochs", []),
+        ("learning rate 0.05, weight 1", []),
+    ],
+)
+def test_results_are_recognised(text: str, numbers: list[str]) -> None:
+    assert results_in(text) == numbers
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_row_of_a_committed_table_has_records_and_a_command(path: Path) -> None:
+    for text in outputs(path):
+        if "The command and the records of each row" not in text:
+            continue
+        _, toggle = text.split("<summary>", 1)
+        rows = [line for line in toggle.splitlines() if "[seed " in line]
+        assert len(rows) == toggle.count("```bash")
+        for row in rows:
+            links = re.findall(r"\]\(\.\./(data/results/[^)]+\.json)\)", row)
+            assert links
+            for link in links:
+                record = load_record(ROOT / link)
+                assert record.state == "finished"
+                # The numbers that the table shows are compared with the records by `pytest --nbval`.
+                assert record.name == Path(link).stem
+
+
+def test_every_label_of_the_book_is_listed_once_with_its_campaign() -> None:
+    listed = report.items(ROOT)
+    labels = [item.label for item in listed]
+    assert len(labels) == len(set(labels))
+    shown = {
+        label for path in NOTEBOOKS for text in outputs(path) for label in re.findall(r":name: (tab-[\w-]+)", text)
+    }
+    assert shown <= set(labels)
+    for grid in {grid for item in listed for grid in item.grids}:
+        assert load_grid(ROOT / "workflow" / f"{grid}.yaml")
+    assert next(item.grids for item in listed if item.label == "tab-ucm-accuracy") == ("ucm",)
+    assert next(item.grids for item in listed if item.label == "tab-released-arms") == ("released_code", "diversity")
+
+
+def test_the_list_says_what_is_recorded() -> None:
+    item = report.items(ROOT)[0]
+    text = repr(report.evidence([item], dict.fromkeys(item.grids, (3, 10))))
+    assert item.label in text
+    assert "7 of 10" in text
+    assert f"bpl sweep workflow/{item.grids[0]}.yaml" in text
+
+
+def test_tables_and_figures_are_found_wherever_they_are_made(tmp_path: Path) -> None:
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "book").mkdir()
+    cell = {
+        "cell_type": "code",
+        "metadata": {"mystnb": {"figure": {"name": "fig-a", "caption": "A figure. More."}}},
+        "source": ['campaign = load_grid(paths.project_root() / "workflow" / "some.yaml")\n',
+                   'report.x(rows, caption="One " "caption: long.", name="tab-a")'],
+    }  # fmt: skip
+    (tmp_path / "notebooks" / "n.ipynb").write_text(json.dumps({"cells": [cell]}))
+    (tmp_path / "book" / "p.md").write_text("```{table} Written.\n:name: tab-b\n")
+    found = [(item.label, item.caption, item.page, item.grids) for item in report.items(tmp_path)]
+    assert found == [
+        ("tab-a", "One caption: long.", "notebooks/n.ipynb", ("some",)),
+        ("fig-a", "A figure. More.", "notebooks/n.ipynb", ("some",)),
+        ("tab-b", "Written.", "book/p.md", ()),
+    ]
