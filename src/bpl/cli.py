@@ -1,17 +1,19 @@
-"""The command line: ``bpl run``, ``sweep``, ``data``, ``records``, ``export``, ``predict`` and ``bench``.
+"""The command line: ``bpl run``, ``sweep``, ``status``, ``data``, ``records``, ``export``, ``predict`` and ``bench``.
 
-Exit codes: 0 done, 1 a run failed (disk full, loss not finite) or an image could not be read, 2 bad input (one
-sentence on standard error).
+What goes wrong is one sentence on standard error, and an exit code of `bpl.exit_codes`.
 """
 
 import dataclasses
 import io
 import os
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from bpl import exit_codes
 from bpl.config import RunConfig
+from bpl.ending import Terminated, on_sigterm
 from bpl.out_of_memory import OutOfMemory, is_out_of_memory
 from bpl.words import Positional, read
 
@@ -32,14 +34,40 @@ class Run:
     """Results folder; data/results of the checkout where not given."""
     repeat: bool = False
     """Run again even if there is a record, and replace it."""
+    work: Path | None = None
+    """Folder for checkpoints, logs and shipped networks; _build/runs of the checkout where not given."""
+    time_budget: str | None = None
+    """Stop before this is over, with a checkpoint: 90s, 25m, 2h."""
+    wait: bool = False
+    """Where another process is at work on this run, wait for it."""
     quiet: bool = False
     """No progress bar."""
 
     def __call__(self) -> int:
         from bpl.run import run
+        from bpl.sweep import seconds_of
+        from bpl.train import Stopped
 
         config = RunConfig(**dataclasses.asdict(self.config))
-        record = run(config, folder=self.out, repeat=self.repeat, progress=not self.quiet)
+        stop_at = None if self.time_budget is None else time.monotonic() + seconds_of(self.time_budget)
+        with on_sigterm() as ending:
+
+            def watch(epoch: int, row: dict[str, float]) -> bool:
+                return ending.watch(epoch, row) or (stop_at is not None and time.monotonic() > stop_at)
+
+            try:
+                record = run(
+                    config,
+                    folder=self.out,
+                    work=self.work,
+                    repeat=self.repeat,
+                    progress=not self.quiet,
+                    watch=watch,
+                    wait=self.wait,
+                )
+            except Stopped as stopped:
+                code = exit_codes.TERMINATED if ending.asked else stopped.exit_code
+                return _say(f"{stopped}; start the same command again to go on from there", code)
         cost, accuracy = record.cost, record.accuracy
         print(f"{record.name} on {record.data['name']} ({record.data['source']} images)")
         print(f"  top-1 test {accuracy['test']:.2f} %, last epoch's weights")
@@ -63,7 +91,7 @@ class SweepGrid:
     out: Path | None = None
     """Results folder; data/results of the checkout where not given."""
     work: Path | None = None
-    """Folder for checkpoints and shipped networks; _build/runs of the checkout where not given."""
+    """Folder for checkpoints, logs and shipped networks; _build/runs of the checkout where not given."""
     bundle: Path | None = None
     """A .zip file to keep all records of the results folder in, written anew after every run."""
     compile: str | None = None
@@ -78,6 +106,7 @@ class SweepGrid:
     """No progress bars."""
 
     def __call__(self) -> int:
+        from bpl.durations import in_words
         from bpl.sweep import load_grid, load_stages, seconds_of, sweep
 
         if self.estimate:
@@ -98,12 +127,38 @@ class SweepGrid:
             bundle=self.bundle,
             progress=not self.quiet,
         )
-        rest = "" if not done.left or done.estimate is None else f", about {done.estimate / 60:.0f} min"
+        rest = "" if not done.left or done.estimate is None else f", about {in_words(done.estimate)}"
         print(
             f"{len(configs)} runs: {done.done} recorded before, {done.ran} run now, {len(done.failed)} failed, "
             f"{done.busy} under way elsewhere, {len(done.left)} left{rest}"
         )
-        return 1 if done.failed else 0
+        if done.ended:
+            return exit_codes.TERMINATED
+        if done.failed:
+            return exit_codes.FAILED
+        return exit_codes.TRY_AGAIN if done.left or done.busy else exit_codes.DONE
+
+
+@dataclass
+class Status:
+    """What of a grid, or of the work folder, is done, running, failed and left."""
+
+    grid: Positional[Path | None] = None
+    """YAML or JSON file with the runs; all runs that have a folder where not given."""
+    out: Path | None = None
+    """Results folder; data/results of the checkout where not given."""
+    work: Path | None = None
+    """Folder of the runs' checkpoints and logs; _build/runs of the checkout where not given."""
+    json: bool = False
+    """Write it as JSON, all runs."""
+
+    def __call__(self) -> int:
+        from bpl.status import as_json, as_table, status_of_grid, status_of_work
+
+        where = (self.out, self.work)
+        status = status_of_work(*where) if self.grid is None else status_of_grid(self.grid, *where)
+        print(as_json(status) if self.json else as_table(status))
+        return exit_codes.DONE
 
 
 @dataclass
@@ -297,12 +352,16 @@ class BundleRecords:
 _COMMANDS = {
     "run": Run,
     "sweep": SweepGrid,
+    "status": Status,
     "data": Data,
     "export": Export,
     "predict": Predict,
     "bench": Bench,
     "records": {"merge": MergeRecords, "bundle": BundleRecords},
 }
+
+
+_GO_ON = "start the same command again to go on from the last checkpoint"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -312,10 +371,11 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: the words of the command line; None for the process's own.
     """
     try:
-        command = read(_COMMANDS, arguments, prog="bpl", description=__doc__.splitlines()[0])
-        code = command()
+        command = read(_COMMANDS, arguments, prog="bpl", description=__doc__.splitlines()[0], epilog=exit_codes.MEANING)
+        with on_sigterm():
+            code = command()
     except ValueError as error:
-        code = _say(error, 2)
+        code = _say(error, getattr(error, "exit_code", exit_codes.WRONG_USAGE))
     except (OSError, ArithmeticError) as error:
         code = _say(error, 1)
     except (MemoryError, RuntimeError) as error:
@@ -323,7 +383,9 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         code = _say(error if isinstance(error, OutOfMemory) else f"memory ran out: {error}", 1)
     except KeyboardInterrupt:
-        code = _say("interrupted; start the same command again to go on from the last checkpoint", 130)
+        code = _say(f"interrupted; {_GO_ON}", exit_codes.INTERRUPTED)
+    except Terminated:
+        code = _say(f"ended by SIGTERM; {_GO_ON}", exit_codes.TERMINATED)
     written = _written_out()
     sys.exit(code or written)
 

@@ -100,7 +100,7 @@ def estimate(stages: Sequence[Sequence[RunConfig]], chip: str = "H200", price: f
     if price is not None and not 0 <= price < float("inf"):
         raise ValueError(f"price is {price}: it must be at least 0")
     per_second = BF16_PEAK[chip] * UTILISATION
-    flops = [2 * sum(training_macs(config, *_size(config)) for config in stage) for stage in stages]
+    flops = [2 * sum(training_macs(config, *size_of(config)) for config in stage) for stage in stages]
     rows = [(str(number), len(stage), work) for number, (stage, work) in enumerate(zip(stages, flops, strict=True), 1)]
     rows.append(("all", sum(map(len, stages)), sum(flops)))
     lines = [
@@ -115,8 +115,15 @@ def estimate(stages: Sequence[Sequence[RunConfig]], chip: str = "H200", price: f
     return "\n".join(lines)
 
 
-def _size(config: RunConfig) -> tuple[int, int]:
-    """Images that a run trains on, and classes, by the data set's card."""
+def size_of(config: RunConfig) -> tuple[int, int]:
+    """Images that a run trains on, and classes, by the data set's card.
+
+    Args:
+        config: the run.
+
+    Raises:
+        ValueError: the card does not say, as of a folder of one's own.
+    """
     card = CARDS.get(config.dataset)
     if card is None or card.images_total is None:
         known = ", ".join(name for name, other in CARDS.items() if other.images_total is not None)

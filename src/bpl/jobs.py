@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
@@ -87,7 +87,9 @@ def _work(perform: Callable, job: Any, threads: int, connection: Connection) -> 
     signal.signal(signal.SIGTERM, _interrupt)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    connection.send((perform(job, connection.send),))  # a tuple: a report is a string
+    result = perform(job, connection.send)
+    with suppress(BrokenPipeError):  # nobody is left to tell
+        connection.send((result,))  # a tuple: a report is a string
 
 
 def _interrupt(*_: object) -> None:

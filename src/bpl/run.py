@@ -7,7 +7,6 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,16 @@ from torch import Tensor, nn
 from bpl.checkpoint import delete_checkpoint
 from bpl.config import RunConfig
 from bpl.data import ImageSet, Split, load_images, make_split
+from bpl.exit_codes import TRY_AGAIN
 from bpl.export import load_model, save_model
 from bpl.measure import count_macs, count_params, measure_latency
 from bpl.models import build_model
 from bpl.paths import work_folder
 from bpl.records import Record, load_record, record_path, save_record, source_digest
+from bpl.runlog import logged
 from bpl.train import Stopped, Trained, Watch, predict, top1, train
 
+LOOKS = 3  # at a run's lock before it counts as held: `is_held` holds it too, for an instant
 LATENCY_BATCH = 1  # images; latency at other batch sizes is the latency notebook's subject
 
 
@@ -36,10 +38,12 @@ def run(
     progress: bool = True,
     watch: Watch | None = None,
     beside: int = 1,
+    wait: bool = False,
 ) -> Record:
     """Run a config to its record; a run that is recorded already is not repeated.
 
-    The shipped network lies beside the checkpoint afterwards: ``<work>/<run name>/model.safetensors`` and ``.json``.
+    The shipped network lies beside the checkpoint afterwards: ``<work>/<run name>/model.safetensors`` and ``.json``;
+    the run's log lies there from its start (`bpl.runlog`).
 
     Args:
         config: the run.
@@ -49,6 +53,7 @@ def run(
         progress: show a progress bar on standard error.
         watch: as of `bpl.train.train`; also asked while another process is waited for.
         beside: how many runs share the machine, this one included: recorded, since it bears on the times recorded.
+        wait: where another process is at work on this run, wait for it.
 
     Returns:
         The finished run's record.
@@ -66,18 +71,37 @@ def run(
     split = make_split(images, config.split, config.seed)
     place = (work or work_folder()) / path.stem
     checkpoint = place / "checkpoint.pt"
-    with only_here(place):
+    with only_here(place, wait):
         if path.exists() and not repeat:  # finished by another process meanwhile
             return load_record(path)
-        if repeat:
+        with logged(place, config) as log:
+            if repeat:
+                delete_checkpoint(checkpoint)
+            where = {"folder": folder, "work": work, "progress": progress, "watch": watch, "beside": beside}
+
+            def dense() -> nn.Module:
+                log.write("dense", run=config.dense().run_name(images.source))
+                return dense_network(config, images, split, **where)
+
+            def log_and_watch(epoch: int, row: dict[str, float]) -> bool:
+                log.epoch(epoch, row)
+                return watch is not None and watch(epoch, row)
+
+            trained = train(
+                config,
+                images,
+                split,
+                checkpoint=checkpoint,
+                dense=dense,
+                progress=progress,
+                watch=log_and_watch,
+                saved=log.checkpoint,
+            )
+            record = make_record(config, images, split, trained, beside)
+            _save_shipped(trained, images, place)
+            save_record(record, path)
             delete_checkpoint(checkpoint)
-        where = {"folder": folder, "work": work, "progress": progress, "watch": watch, "beside": beside}
-        dense = partial(dense_network, config, images, split, **where)
-        trained = train(config, images, split, checkpoint=checkpoint, dense=dense, progress=progress, watch=watch)
-        record = make_record(config, images, split, trained, beside)
-        _save_shipped(trained, images, place)
-        save_record(record, path)
-        delete_checkpoint(checkpoint)
+            log.write("finished", test=record.accuracy["test"], seconds=record.seconds, record=path.name)
     return record
 
 
@@ -137,24 +161,47 @@ def _save_shipped(trained: Trained, images: ImageSet, place: Path) -> None:
 class RunBusy(ValueError):
     """Another process is at work on the same run."""
 
+    exit_code = TRY_AGAIN
+
 
 @contextmanager
-def only_here(place: Path) -> Iterator[None]:
+def only_here(place: Path, wait: bool = False) -> Iterator[None]:
     """Hold a run's folder against other processes; the operating system lets go of it however this one ends.
 
     Args:
         place: the run's folder; it is made.
+        wait: where another process holds it, wait until it lets go.
 
     Raises:
         RunBusy: another process holds it.
     """
     place.mkdir(parents=True, exist_ok=True)
     with open(place / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunBusy(f"run {place.name} is under way in another process") from None
+        for attempt in range(LOOKS):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt == LOOKS - 1:
+                    raise RunBusy(f"run {place.name} is under way in another process") from None
+                time.sleep(0.05)
         yield
+
+
+def is_held(place: Path) -> bool:
+    """Whether a process is at work on a run.
+
+    Args:
+        place: the run's folder.
+    """
+    try:
+        with open(place / "lock") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def make_record(config: RunConfig, images: ImageSet, split: Split, trained: Trained, beside: int = 1) -> Record:

@@ -14,7 +14,6 @@ A run is done when its record is there; a killed sweep goes on from the last che
 import itertools
 import json
 import re
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +28,9 @@ from tqdm import tqdm
 from bpl.bundle import write_bundle
 from bpl.config import RunConfig
 from bpl.data import load_images
+from bpl.durations import Durations, in_words
+from bpl.ending import on_sigterm
+from bpl.exit_codes import one_line
 from bpl.jobs import ProcessDied, Report, side_by_side
 from bpl.records import load_record, record_path
 from bpl.run import RunBusy, run
@@ -119,8 +121,9 @@ class Sweep:
         ran: runs finished now.
         busy: runs that another process is at work on.
         failed: run name -> reason.
-        left: runs not reached or not finished within the time budget.
+        left: runs not reached or not finished when the time budget was over or the sweep was told to stop.
         estimate: seconds that the runs left may take; None where nothing is known.
+        ended: SIGTERM has ended it.
     """
 
     done: int = 0
@@ -129,6 +132,7 @@ class Sweep:
     failed: dict[str, str] = field(default_factory=dict)
     left: list[RunConfig] = field(default_factory=list)
     estimate: float | None = None
+    ended: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,7 @@ class Outcome:
     """What came of one run.
 
     Attributes:
-        kind: "ran", "busy", "failed" or "stopped".
+        kind: "ran", "busy", "failed", "stopped" (the time budget is over) or "ended" (by SIGTERM).
         said: test accuracy, or why not.
         seconds: wall time.
     """
@@ -189,10 +193,10 @@ def sweep(
 
     def next_run() -> RunConfig | None:
         for path, config in waiting:
-            expected = _median(took.get(_like(config))) or 0
+            expected = took.of_its_kind(config) or 0
             if path.exists():  # another sweep has finished it meanwhile
                 result.done += 1
-            elif budget is not None and time.monotonic() - started + expected > budget:
+            elif result.ended or (budget is not None and time.monotonic() - started + expected > budget):
                 result.left.append(config)
             else:
                 return config
@@ -207,40 +211,45 @@ def sweep(
         stop_at=stop_at,
     )
     busy: list[Path] = []
-    with tqdm(total=len(lacking), desc="sweep", unit="run", disable=not progress or jobs == 1) as bar:
+    left = dict(lacking)
+    with tqdm(total=len(lacking), desc="sweep", bar_format=_BAR, disable=not progress or jobs == 1) as bar:
         if jobs == 1:
             outcomes = _one_after_another(next_run, perform)
         else:
-            outcomes = side_by_side(next_run, perform, jobs, partial(_show, bar))
+            outcomes = side_by_side(next_run, perform, jobs, partial(_show, bar, left, took, jobs))
         with closing(outcomes):
             for number, (config, outcome) in enumerate(outcomes, 1):
                 if isinstance(outcome, ProcessDied):
                     outcome = Outcome("failed", str(outcome))
                 path = path_of[config]
+                del left[path]
                 if outcome.kind == "ran":
                     result.ran += 1
-                    took.setdefault(_like(config), []).append(outcome.seconds)
+                    took.add(config, outcome.seconds)
                 elif outcome.kind == "failed":
                     result.failed[path.stem] = outcome.said
-                elif outcome.kind == "stopped":
+                elif outcome.kind in ("stopped", "ended"):
                     result.left.append(config)
+                    result.ended = outcome.kind == "ended" and jobs == 1  # the signal was for this process
                 else:
                     busy.append(path)
                 bar.update()
                 if outcome.kind != "ran":
                     _say(f"{_WORDS[outcome.kind]} {path.stem}: {outcome.said}")
                 elif progress:
-                    _say(f"{number}/{len(lacking)} {path.stem}: test {outcome.said} %")
+                    rest = _about(took.of_all(left.values()), jobs, ", ", " left")
+                    _say(f"{number}/{len(lacking)} {path.stem}: test {outcome.said} %{rest}")
                 if bundle is not None and outcome.kind == "ran":
                     write_bundle(bundle, folder)
     recorded = sum(path.exists() for path in busy)  # by now, by the process that was at work on it
     result.done, result.busy = result.done + recorded, len(busy) - recorded
-    estimate = _estimate(result.left, took)
+    estimate = took.of_all(result.left)
     result.estimate = None if estimate is None else estimate / jobs
     return result
 
 
-_WORDS = {"busy": "skipped", "failed": "failed", "stopped": "stopped"}
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} runs [{elapsed}{postfix}]"
+_WORDS = {"busy": "skipped", "failed": "failed", "stopped": "stopped", "ended": "stopped"}
 
 
 def _say(line: str) -> None:
@@ -251,14 +260,14 @@ def _say(line: str) -> None:
 
 def _lacking(
     configs: list[RunConfig], folder: Path | None, progress: bool, result: Sweep
-) -> tuple[dict[Path, RunConfig], dict[tuple, list[float]]]:
+) -> tuple[dict[Path, RunConfig], Durations]:
     """The runs without a record, by the record's path, and the seconds that each kind of run took; counts the others.
 
     By path, so that two spellings of one run are run once. The images are decoded here, before any run asks for them.
     """
     sources: dict[tuple, str] = {}
     lacking: dict[Path, RunConfig] = {}
-    took: dict[tuple, list[float]] = {}
+    took = Durations()
     for config in configs:
         for size in (config.stored_size, config.image_size):
             key = (config.dataset, size, config.data)
@@ -267,7 +276,7 @@ def _lacking(
         path = record_path(config, sources[key], folder)
         if path.exists():
             result.done += 1
-            took.setdefault(_like(config), []).append(load_record(path).seconds)
+            took.add(config, load_record(path).seconds)
         else:
             lacking.setdefault(path, config)
     return lacking, took
@@ -304,39 +313,40 @@ def _perform(
     """
 
     def watch(epoch: int, row: dict[str, float]) -> bool:
-        if report is not None:
-            report(f"{epoch}/{config.epochs}")
-        return stop_at is not None and time.monotonic() > stop_at
+        try:
+            if report is not None:
+                report(f"{epoch}/{config.epochs}")
+        except BrokenPipeError:
+            return True  # the sweep is gone: save the checkpoint and go too
+        return ending.watch(epoch, row) or (stop_at is not None and time.monotonic() > stop_at)
 
     begun = time.monotonic()
     try:
-        record = run(config, folder=folder, work=work, progress=progress, watch=watch, beside=beside)
+        with on_sigterm() as ending:
+            record = run(config, folder=folder, work=work, progress=progress, watch=watch, beside=beside)
     except RunBusy:
         return Outcome("busy", "it is under way in another process")
     except Stopped as stopped:
+        if ending.asked:
+            return Outcome("ended", f"SIGTERM, {stopped}")
         return Outcome("stopped", f"the time budget is over, {stopped}")
     except (ValueError, OSError, ArithmeticError, MemoryError, RuntimeError) as error:
-        return Outcome("failed", (str(error).splitlines() or [type(error).__name__])[0])
+        return Outcome("failed", one_line(error))
     return Outcome("ran", f"{record.accuracy['test']:.2f}", time.monotonic() - begun)
 
 
-def _show(bar: tqdm, under_way: list[tuple[RunConfig, str]]) -> None:
-    """One line for all runs under way: method, ratio, seed, epochs done."""
+def _show(
+    bar: tqdm,
+    left: dict[Path, RunConfig],
+    took: Durations,
+    jobs: int,
+    under_way: list[tuple[RunConfig, str]],
+) -> None:
+    """One line for all runs under way (method, ratio, seed, epochs done), after the time that all of them may take."""
     runs = (f"{config.method} {config.ratio:g} s{config.seed} {said}" for config, said in under_way)
-    bar.set_postfix_str(", ".join(runs))
+    bar.set_postfix_str(_about(took.of_all(left.values()), jobs, "", " left, ") + ", ".join(runs))
 
 
-def _like(config: RunConfig) -> tuple:
-    """Runs of one kind take about the same time."""
-    return config.dataset, config.arch, config.width, config.method, config.ratio, config.epochs, config.image_size
-
-
-def _median(values: list[float] | None) -> float | None:
-    return statistics.median_high(values) if values else None
-
-
-def _estimate(left: list[RunConfig], took: dict[tuple, list[float]]) -> float | None:
-    overall = _median([value for values in took.values() for value in values])
-    if overall is None:
-        return None
-    return sum(_median(took.get(_like(config))) or overall for config in left)
+def _about(seconds: float | None, jobs: int, before: str, after: str) -> str:
+    """A time that runs beside each other may take, in words; nothing where it is not known or over."""
+    return f"{before}about {in_words(seconds / jobs)}{after}" if seconds else ""

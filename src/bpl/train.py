@@ -21,6 +21,7 @@ from bpl.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from bpl.compiled import Compiled
 from bpl.config import RunConfig
 from bpl.data import ImageSet, Split, augment, batches, load_images, normalise
+from bpl.exit_codes import TRY_AGAIN
 from bpl.finite import check_finite
 from bpl.methods import REGISTRY, Batch, Material, Method, Training
 from bpl.models import build_model
@@ -36,6 +37,8 @@ Watch = Callable[[int, dict[str, float]], bool]
 
 class Stopped(Exception):
     """A training was told to stop before its last epoch; where it has a checkpoint, it is that of the moment."""
+
+    exit_code = TRY_AGAIN
 
 
 @dataclass
@@ -98,6 +101,7 @@ def train(
     dense: Callable[[], nn.Module] | None = None,
     progress: bool = True,
     watch: Watch | None = None,
+    saved: Callable[[int], None] | None = None,
 ) -> Trained:
     """Train one network by one method.
 
@@ -110,6 +114,7 @@ def train(
         progress: show a progress bar on standard error.
         watch: called after every epoch with the number of epochs done and the epoch's values of the curves; where it
             returns True, the training saves its checkpoint and stops.
+        saved: called with the number of epochs done after a checkpoint was saved.
 
     Returns:
         The trained and the shipped network, and the curves.
@@ -147,7 +152,7 @@ def train(
         training.epoch, out.curves = state["epoch"], state["curves"]
         out.training_macs, out.seconds = state["training_macs"], state["seconds"]
 
-    saved, pause = time.monotonic(), CHECKPOINT_SECONDS
+    last_save, pause = time.monotonic(), CHECKPOINT_SECONDS
     module, counted, macs = None, None, 0
     bar = tqdm(total=config.epochs, initial=training.epoch, desc=config.method, unit="epoch", disable=not progress)
     while training.epoch < config.epochs:
@@ -173,11 +178,13 @@ def train(
         bar.set_postfix(loss=f"{loss:.3f}", test=f"{row['test']:.1f}")
         bar.update()
         stop = watch is not None and watch(training.epoch, row) and training.epoch < config.epochs
-        if checkpoint is not None and (stop or time.monotonic() - saved > pause):
+        if checkpoint is not None and (stop or time.monotonic() - last_save > pause):
             began = time.monotonic()
             _save(checkpoint, config, split, training, method, out)
-            saved = time.monotonic()
-            pause = CHECKPOINT_SECONDS * max(1.0, (saved - began) / CHECKPOINT_COST)
+            last_save = time.monotonic()
+            pause = CHECKPOINT_SECONDS * max(1.0, (last_save - began) / CHECKPOINT_COST)
+            if saved is not None:
+                saved(training.epoch)
         if stop:
             bar.close()
             raise Stopped(f"stopped after epoch {training.epoch} of {config.epochs}")

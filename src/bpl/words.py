@@ -29,7 +29,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"bpl: {message} ({self.prog} --help says what is allowed)\n")
 
 
-def read(commands: Commands, words: list[str] | None, *, prog: str, description: str) -> Any:
+def read(commands: Commands, words: list[str] | None, *, prog: str, description: str, epilog: str = "") -> Any:
     """Read a command line.
 
     Args:
@@ -38,6 +38,7 @@ def read(commands: Commands, words: list[str] | None, *, prog: str, description:
         words: the words; None for the process's own.
         prog: the program's name.
         description: what it is, in a sentence.
+        epilog: what its help ends with.
 
     Returns:
         An object of the command's dataclass.
@@ -45,7 +46,7 @@ def read(commands: Commands, words: list[str] | None, *, prog: str, description:
     Raises:
         SystemExit: with 0 after help was asked for, with 2 after a word that cannot be read.
     """
-    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
+    parser = _Parser(prog=prog, description=description, epilog=_escaped(epilog), allow_abbrev=False)
     _add_commands(parser, commands)
     values = vars(parser.parse_args(words))
     return _build(values.pop("command"), values)

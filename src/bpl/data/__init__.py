@@ -5,6 +5,7 @@ from bpl.data.catalog import CARDS, Archive, Card, DataError
 from bpl.data.download import download
 from bpl.data.image_set import ImageSet, load_images
 from bpl.data.packed import pack_images
+from bpl.data.source import source_of
 from bpl.data.splits import Split, make_split, read_split, write_split
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "normalise",
     "pack_images",
     "read_split",
+    "source_of",
     "write_split",
 ]
