@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from bpl.measure import count_macs, count_params
+from bpl.shown import shown
 
 COSTS = ("macs", "params")
 TARGETS = ("latency", *COSTS)  # a latency is measured, not counted (`bpl.hardware`)
@@ -43,7 +44,7 @@ class Budget:
         if not colon or cost not in costs or not 0 < share < 1:
             forms = " or ".join(f"{cost}:SHARE" for cost in costs)
             raise ValueError(
-                f"{what} is {text!r}: it must be {forms} with a share that stays, above 0 and below 1, such as "
+                f"{what} is {shown(text)}: it must be {forms} with a share that stays, above 0 and below 1, such as "
                 f"{costs[0]}:0.26"
             )
         return cls(cost, share)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from bpl.models import NAMES as ARCHITECTURES
 from bpl.partner_shapes import KINDS as PARTNERS
 from bpl.pruning.criteria import CRITERIA
 from bpl.pruning.masks import SCOPES
+from bpl.shown import shown
 
 METHODS = (
     "dense", "scratch", "bpl",
@@ -37,6 +39,7 @@ SCHEDULES = ("one-cycle", "released")
 PRECISIONS = ("float32", "bf16")
 SPLITS = ("protocol", "paper", "aitlas")
 DEVICES = ("auto", "cpu", "cuda")
+LARGEST_SEED = 2**32 - 1  # the seeds of epochs are made from it, and are to fit into 64 bits
 
 # What a tier fills in where the config says None.
 TIERS: dict[str, dict[str, Any]] = {
@@ -284,14 +287,15 @@ class RunConfig:
     def _check(self) -> None:
         for name in ("dataset", "data"):
             if not isinstance(getattr(self, name), str):
-                raise ValueError(f"{name} is {getattr(self, name)!r}: it must be a name or the path of a folder")
-        if self.dataset not in CARDS and not Path(self.dataset).is_dir():
+                raise ValueError(f"{name} is {shown(getattr(self, name))}: it must be a name or the path of a folder")
+        if self.dataset not in CARDS and not _is_there(self.dataset, Path.is_dir):
             raise ValueError(
-                f"unknown data set {self.dataset!r}: allowed are {', '.join(CARDS)}, or a folder of class folders"
+                f"unknown data set {shown(self.dataset)}: allowed are {', '.join(CARDS)}, or a folder of class folders"
             )
-        if self.data not in ("auto", "real", "synthetic") and not Path(self.data).exists():
+        if self.data not in ("auto", "real", "synthetic") and not _is_there(self.data, Path.exists):
             raise ValueError(
-                f"data is {self.data!r}: allowed are auto, real, synthetic, or an existing folder or packed .zip file"
+                f"data is {shown(self.data)}: allowed are auto, real, synthetic, or an existing folder or packed .zip "
+                "file"
             )
         _one_of("network", self.arch, ARCHITECTURES)
         _one_of("split", self.split, SPLITS)
@@ -318,9 +322,11 @@ class RunConfig:
         _within("label_smoothing", self.label_smoothing, 0, 1)
         _within("momentum", self.momentum, 0, 1)
         if self.freeze_at is not None and not (_is_number(self.freeze_at) and 0 < self.freeze_at <= 1):
-            raise ValueError(f"freeze_at is {self.freeze_at!r}: it must be more than 0 and at most 1")
+            raise ValueError(f"freeze_at is {shown(self.freeze_at)}: it must be more than 0 and at most 1")
         for name, least in (("epochs", 1), ("batch_size", 2), ("image_size", 32), ("stored_size", 32), ("seed", 0)):
             _whole(name, getattr(self, name), least)
+        if self.seed > LARGEST_SEED:
+            raise ValueError(f"seed is {shown(self.seed)}: it must be at most {LARGEST_SEED}")
         for name, least in (
             ("width", 1), ("round_to", 1), ("mask_every", 1),
             ("teacher_epochs", 1), ("copies", 2), ("samples", 2), ("bins", 1),
@@ -332,13 +338,13 @@ class RunConfig:
         for name in ("temperature", "rho"):
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and 0 < value < float("inf")):
-                raise ValueError(f"{name} is {value!r}: it must be a number above 0")
+                raise ValueError(f"{name} is {shown(value)}: it must be a number above 0")
         for name in (
             "learning_rate", "weight_decay", "diversity_weight", "distill_weight", "feature_weight", "sparsity",
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and 0 <= value < float("inf")):
-                raise ValueError(f"{name} is {value!r}: it must be a number of at least 0")
+                raise ValueError(f"{name} is {shown(value)}: it must be a number of at least 0")
 
     @property
     def freeze_epoch(self) -> int:
@@ -355,10 +361,12 @@ class RunConfig:
         names = [f.name for f in dataclasses.fields(cls)]
         for key in values:
             if key not in names:
-                raise ValueError(f"unknown key {key!r} with value {values[key]!r}: allowed are {', '.join(names)}")
+                raise ValueError(
+                    f"unknown key {shown(key)} with value {shown(values[key])}: allowed are {', '.join(names)}"
+                )
         for key in ("dataset", "method"):
             if key not in values:
-                raise ValueError(f"the config {values!r} lacks the key {key!r}")
+                raise ValueError(f"the config {shown(values)} lacks the key {key!r}")
         return cls(**values)
 
     def dense(self) -> "RunConfig":
@@ -410,9 +418,16 @@ class RunConfig:
         return " ".join(words)
 
 
+def _is_there(place: str, is_it: Callable[[Path], bool]) -> bool:
+    try:
+        return is_it(Path(place))
+    except OSError:  # a name that is longer than names may be
+        return False
+
+
 def _one_of(what: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise ValueError(f"unknown {what} {value!r}: allowed are {', '.join(allowed)}")
+        raise ValueError(f"unknown {what} {shown(value)}: allowed are {', '.join(allowed)}")
 
 
 def _is_number(value: Any) -> bool:
@@ -421,17 +436,17 @@ def _is_number(value: Any) -> bool:
 
 def _within(what: str, value: Any, low: float, high: float) -> None:
     if not (_is_number(value) and low <= value < high):
-        raise ValueError(f"{what} is {value!r}: it must be at least {low} and less than {high}")
+        raise ValueError(f"{what} is {shown(value)}: it must be at least {low} and less than {high}")
 
 
 def _whole(what: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{what} is {value!r}: it must be a whole number of at least {least}")
+        raise ValueError(f"{what} is {shown(value)}: it must be a whole number of at least {least}")
 
 
 def _epoch_of_slimming(value: Any, freeze: int, epochs: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not freeze <= value <= epochs:
         raise ValueError(
-            f"slim_at is {value!r}: allowed are {', '.join(SLIM_AT)} and a whole number of epochs from {freeze}, where "
-            f"the masks freeze, to {epochs}"
+            f"slim_at is {shown(value)}: allowed are {', '.join(SLIM_AT)} and a whole number of epochs from {freeze}, "
+            f"where the masks freeze, to {epochs}"
         )

@@ -20,12 +20,17 @@ from bpl.norm_act import AfterNorm, take_apart
 from bpl.partner import partner_blocks, replace_module
 from bpl.pruning.zeros import masks_of_zeros
 from bpl.residual_blocks import Shortcut, remove_blocks
+from bpl.shown import shown
 
 if TYPE_CHECKING:
     import onnxruntime
 
 FORMAT = "bpl-model"
 VERSION = 1
+LARGEST_DESCRIPTION = 16 << 20  # characters; that of ResNet-101 has some 30,000
+
+
+_NOWHERE = "/dev/null/no-folder"
 
 
 class ModelFileError(ValueError):
@@ -164,9 +169,12 @@ def read_description(path: str | Path) -> dict[str, Any]:
     """
     file = _files(Path(path))[1]
     try:
-        text = file.read_text()
+        with file.open(encoding="utf-8") as opened:
+            text = opened.read(LARGEST_DESCRIPTION + 1)
     except (OSError, ValueError) as error:
         raise ModelFileError(f"model description {file} cannot be read: {error}") from error
+    if len(text) > LARGEST_DESCRIPTION:
+        raise ModelFileError(f"model description {file} has more than {LARGEST_DESCRIPTION:,} characters")
     content = parse_description(text, file)
     if not isinstance(content.get("widths"), dict):
         raise ModelFileError(f"{file} has no table of widths")
@@ -193,7 +201,7 @@ def parse_description(text: str, source: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ModelFileError(f"{source} does not describe a model of this library: its 'format' is not {FORMAT!r}")
     if content.get("version") != VERSION:
-        raise ModelFileError(f"{source} has version {content.get('version')!r}: this library reads {VERSION}")
+        raise ModelFileError(f"{source} has version {shown(content.get('version'))}: this library reads {VERSION}")
     return content
 
 
@@ -246,7 +254,7 @@ def _by_name(description: dict[str, Any], file: Path) -> nn.Module:
         with torch.device("meta"):
             return build_model(**arch)
     except Exception as error:  # whatever numbers like 10**30 make of the constructors
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ModelFileError(f"{file} describes a network that cannot be built: {reason}") from error
 
 
@@ -268,7 +276,7 @@ def resize(model: nn.Module, widths: dict[str, dict[str, Any]], source: Path) ->
     for name, wanted in widths.items():
         module = modules.get(name)
         if module is None or not isinstance(wanted, dict):
-            raise ModelFileError(f"{source}: the network has no layer {name!r}")
+            raise ModelFileError(f"{source}: the network has no layer {shown(name)}")
         kind = wanted.get("kind")
         if kind == "removed" and isinstance(module, Shortcut):
             continue
@@ -297,7 +305,7 @@ def resize(model: nn.Module, widths: dict[str, dict[str, Any]], source: Path) ->
             _reshape(module, "weight", outputs, inputs)
             _reshape(module, "bias", outputs)
         else:
-            raise ModelFileError(f"{source}: layer {name!r} is a {type(module).__name__}, not a {kind!r}")
+            raise ModelFileError(f"{source}: layer {name!r} is a {type(module).__name__}, not a {shown(kind)}")
 
 
 def _remove_blocks(model: nn.Module, widths: dict[str, dict[str, Any]], source: Path) -> None:
@@ -327,7 +335,7 @@ def _width(source: Path, name: str, wanted: dict[str, Any], key: str, limit: int
     value = wanted.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
         raise ModelFileError(
-            f"{source}: {key} of layer {name!r} is {value!r}: it must be a whole number of 1 to {limit}"
+            f"{source}: {key} of layer {name!r} is {shown(value)}: it must be a whole number of 1 to {limit}"
         )
     return value
 
@@ -427,7 +435,9 @@ def open_session(content: bytes, source: Path) -> "onnxruntime.InferenceSession"
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors; they are raised, and what else it would print helps nobody
+    # The weights are in the file itself: one that names other files to read weights from is not ours.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NOWHERE)
     try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:  # its own exceptions have no public base class
         raise ModelFileError(f"network {source} cannot be run: {' '.join(str(error).split())[:200]}") from error

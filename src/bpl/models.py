@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision import models as tv
 
 from bpl.partner import replace_module
+from bpl.shown import shown
 
 SMALL_IMAGE = 96  # pixels
 
@@ -145,12 +146,12 @@ def build_model(name: str, num_classes: int, image_size: int = 256, width: int |
         ValueError: an unknown name or a value outside its range.
     """
     if name not in _BUILDERS:
-        raise ValueError(f"unknown network {name!r}: allowed are {', '.join(NAMES)}")
+        raise ValueError(f"unknown network {shown(name)}: allowed are {', '.join(NAMES)}")
     build, base = _BUILDERS[name]
     width = base if width is None else width
     for what, value, least in (("num_classes", num_classes, 2), ("image_size", image_size, 32), ("width", width, 1)):
         if not isinstance(value, int) or value < least:
-            raise ValueError(f"{what} is {value!r}: it must be a whole number of at least {least}")
+            raise ValueError(f"{what} is {shown(value)}: it must be a whole number of at least {least}")
     model = build(num_classes, image_size)
     if width != base:
         _scale_widths(model, width / base, num_classes)

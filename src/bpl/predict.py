@@ -1,7 +1,6 @@
 """Classify image files with a network that was shipped: the pixels are decoded as they were for its training."""
 
 import csv
-import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +15,14 @@ from torch import Tensor
 from bpl.data import DataError, normalise
 from bpl.data.folders import SUFFIXES, decode
 from bpl.export import FORMAT, ModelFileError, load_model, open_session, parse_description, read_description
+from bpl.names import is_plain
+from bpl.records import RecordError
 from bpl.shipped import find_shipped
+from bpl.shown import shown
 
 TOP = 5  # classes in a row
+LARGEST_IMAGE = 1024  # pixels of height and width, as in training
+LARGEST_STATISTIC = 1e6  # of mean and deviation, which are shares of white: in between 0 and 1, or close
 _WORKERS = 4  # threads that decode; Pillow releases the interpreter lock
 
 
@@ -75,10 +79,22 @@ def load_classifier(model: str | Path, *, work: Path | None = None) -> Classifie
 
     Raises:
         ModelFileError: missing, damaged, of another version, or without what classifying needs.
+        RecordError: a record was named, and it cannot be used.
     """
-    classifier = _from_onnx(Path(model)) if Path(model).suffix == ".onnx" else _from_weights(model, work)
-    # One grey image now, so that a network that does not fit its description says so before the first line is written.
-    classifier.probabilities(torch.full((1, 3, classifier.image_size, classifier.image_size), 128, dtype=torch.uint8))
+    try:
+        classifier = _from_onnx(Path(model)) if Path(model).suffix == ".onnx" else _from_weights(model, work)
+        size = classifier.image_size
+        if not 1 <= size <= LARGEST_IMAGE:
+            raise ModelFileError(
+                f"{classifier.source} takes images of {shown(size)} pixels: allowed are 1 to {LARGEST_IMAGE}"
+            )
+        # One grey image now, so that a network that does not fit its description says so before a line is written.
+        classifier.probabilities(torch.full((1, 3, size, size), 128, dtype=torch.uint8))
+    except (ModelFileError, RecordError):
+        raise
+    except Exception as error:  # layers that do not fit each other; onnxruntime's exceptions have no public base class
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ModelFileError(f"network {model} cannot be run: {reason}") from error
     return classifier
 
 
@@ -113,11 +129,16 @@ def _use(description: dict[str, Any], source: Path) -> tuple[tuple[str, ...], tu
 
     if not (has("classes", str) and description["classes"]):
         raise ModelFileError(f"{source} does not name its classes: save it with classes, mean and std")
-    for key, least in (("mean", -math.inf), ("std", 0)):
+    for name in description["classes"]:
+        if not is_plain(name):
+            raise ModelFileError(f"{source} has a class {shown(name)}: a name must be one line of text")
+    for key, least in (("mean", -LARGEST_STATISTIC), ("std", 0)):
         values = description.get(key)
         numbers = has(key, (int, float)) and len(values) == 3
-        if not numbers or not all(math.isfinite(value) and value > least for value in values):
-            raise ModelFileError(f"{source} has {key} {values!r}: three numbers are needed, save it with mean and std")
+        if not numbers or not all(least < value < LARGEST_STATISTIC for value in values):
+            raise ModelFileError(
+                f"{source} has {key} {shown(values)}: three numbers are needed, save it with mean and std"
+            )
     return tuple(description["classes"]), tuple(description["mean"]), tuple(description["std"])
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from bpl.atomic import write_atomic
 from bpl.config import RunConfig
 from bpl.paths import results_folder
+from bpl.shown import shown
 
 if TYPE_CHECKING:
     import pandas
@@ -143,17 +144,17 @@ def parse_record(content: bytes, where: str) -> Record:
     if not isinstance(values, dict) or "schema" not in values:
         raise RecordError(f"record {where} is no record: it has no 'schema'")
     if values["schema"] != SCHEMA:
-        raise RecordError(f"record {where} has schema version {values['schema']!r}: this library reads {SCHEMA}")
+        raise RecordError(f"record {where} has schema version {shown(values['schema'])}: this library reads {SCHEMA}")
     fields = {f.name for f in dataclasses.fields(Record)}
     if missing := sorted(fields - values.keys()):
         raise RecordError(f"record {where} lacks {', '.join(missing)}")
     if unknown := sorted(values.keys() - fields):
         raise RecordError(f"record {where} has unknown keys: {', '.join(unknown)}")
     if values["state"] != "finished":
-        raise RecordError(f"record {where} is in state {values['state']!r}: only finished runs count")
+        raise RecordError(f"record {where} is in state {shown(values['state'])}: only finished runs count")
     for key in _TABLES:
         if not isinstance(values[key], dict):
-            raise RecordError(f"record {where} has {key} {values[key]!r}: it must be a mapping")
+            raise RecordError(f"record {where} has {key} {shown(values[key])}: it must be a mapping")
     return Record(**values)
 
 
