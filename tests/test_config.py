@@ -152,7 +152,7 @@ OTHER = {
     "scope": "all", "round_to": 8, "mask": "soft", "mask_every": 2, "freeze_at": 0.6, "slim_at": "none",
     "diversity_weight": 0.25, "diversity_form": "layer-squared", "partner": "acnet", "teacher_epochs": 3,
     "distill_weight": 0.5, "temperature": 2.0, "feature_weight": 0.5, "target": "macs:0.3", "budget": "params:0.4",
-    "kernel_norm": "fixed", "sparsity": 0.01, "copies": 3,
+    "kernel_norm": "fixed", "pretrain": "aid:20", "sparsity": 0.01, "copies": 3,
     "samples": 50, "bins": 3, "fine_tune": "tft", "rho": 0.5, "strengths": "fixed",
 }  # fmt: skip
 NO_PART_OF_IT = {
@@ -242,6 +242,7 @@ def configs(draw, folder=None):
         "diversity_weight": st.integers(0, 3) | number,
         "diversity_form": st.sampled_from([*FORMS]), "device": st.sampled_from(DEVICES),
         "partner": st.sampled_from(PARTNERS), "kernel_norm": st.sampled_from(KERNEL_NORMS),
+        "pretrain": st.sampled_from(["aid:20", "synthetic:1"]),
         "target": st.sampled_from(["macs:0.3", "latency:0.5", "params:0.25"]),
         "budget": st.sampled_from(["macs:0.3", "params:0.25"]), "teacher_epochs": small, "copies": st.integers(2, 4),
         "temperature": st.floats(0.5, 9), "distill_weight": number, "fine_tune": st.sampled_from(FINE_TUNES),
