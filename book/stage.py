@@ -16,7 +16,7 @@ import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("_config.yml", "_toc.yml", "book", "notebooks", "data/results", "data/latency")
+SOURCES = ("_config.yml", "_toc.yml", "book", "notebooks", "data/results", "data/latency", "data/search")
 # A page may show what a cell of a notebook shows: `<!-- output of notebooks/ucm.ipynb, cell ucm-answer -->`.
 OUTPUT_OF = re.compile(r"<!-- output of (\S+\.ipynb), cell (\S+) -->")
 NOT_PAGES = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "*.tmp", "stage.py", "refresh.py", ".DS_Store")

@@ -272,9 +272,10 @@ def test_arms_are_shown_with_the_difference_that_a_paired_t_test_gives(results: 
     assert f"| Partner | {spread(arm.accuracy)} | {spread(arm.summary('best_test'))} | {points(value.mean)}" in table
     assert "Not run" not in table
     assert arm.command() in table
-    assert report.difference_chart(pairs, "the control")._repr_svg_() != report.difference_chart(
-        [("Partner", other, arm)], "the control"
-    )._repr_svg_()
+    assert (
+        report.difference_chart(pairs, "the control")._repr_svg_()
+        != report.difference_chart([("Partner", other, arm)], "the control")._repr_svg_()
+    )
 
 
 def test_arms_without_runs_are_sentences(results: Path) -> None:
@@ -287,3 +288,19 @@ def test_one_pair_of_runs_shows_little(results: Path) -> None:
     rows = report.recorded([RunConfig(dataset="ucm", method=m, ratio=0.7, seed=0) for m in ("bpl", "scratch")])
     sentence = repr(report.contrasts([("Does it help?", rows[1], rows[0])]))
     assert "One pair of runs" in sentence
+
+
+def test_the_search_for_the_recipe_is_a_table_of_its_runs(tmp_path: Path) -> None:
+    run = {
+        "split": "protocol", "stem": "3x3", "epochs": 60, "batch_size": 32, "learning_rate": 0.05, "weight_decay": 5e-4,
+        "stored_size": 96, "label_smoothing": 0.1, "cutmix": 0.0, "mixup": 0.0, "validation_last_10_epochs": 89.29,
+    }  # fmt: skip
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps({"runs": [run | {"validation_last_10_epochs": 90.5}, run]}))
+    lines = [
+        line
+        for line in repr(report.recipe_table(path, "Search.", "tab-r")).splitlines()
+        if line.startswith("| protocol")
+    ]
+    assert [line.split("|")[-2].strip() for line in lines] == ["89.29", "90.50"]
+    assert "| 60 | 32 | 0.05 | 0.0005 | 96 |" in lines[0]

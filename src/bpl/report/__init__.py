@@ -7,6 +7,7 @@ from bpl.report.evidence import evidence, items
 from bpl.report.figures import difference_to_dense, price, tradeoff
 from bpl.report.intervals import contrasts, difference_chart, difference_table
 from bpl.report.masked import masked_table
+from bpl.report.recipe import recipe_table
 from bpl.report.rows import ReportError, Row, collect, control, find, group, lacking, of_method, recorded, select
 from bpl.report.sentences import answer, beside_claim, complete, diversity, ranking
 from bpl.report.statistics import Difference, Summary, bootstrap_interval, paired_difference, summarise
@@ -45,6 +46,7 @@ __all__ = [
     "paired_difference",
     "price",
     "ranking",
+    "recipe_table",
     "recorded",
     "residuals",
     "select",
