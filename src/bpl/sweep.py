@@ -12,7 +12,7 @@ A run is done when its record is there; a killed sweep goes on from the last che
 """
 
 import itertools
-import json
+import math
 import re
 import sys
 import time
@@ -31,14 +31,14 @@ from bpl.data import load_images
 from bpl.durations import Durations, in_words
 from bpl.ending import on_sigterm
 from bpl.exit_codes import one_line
+from bpl.grid_file import GridError, read_grid_file
 from bpl.jobs import ProcessDied, Report, side_by_side
 from bpl.records import load_record, record_path
 from bpl.run import RunBusy, run
+from bpl.shown import shown
 from bpl.train import Stopped
 
-
-class GridError(ValueError):
-    """A grid that cannot be used; the message names the file and the entry."""
+MOST_RUNS = 20_000  # of a grid: ten lists of ten values each would be ten thousand million
 
 
 def load_grid(path: Path) -> list[RunConfig]:
@@ -58,7 +58,7 @@ def load_stages(path: Path) -> list[list[RunConfig]]:
     Raises:
         GridError: unreadable, not lists of mappings, an unknown key, or a value that is not allowed.
     """
-    contents, stages, known = _contents(Path(path)), [], set()
+    contents, stages, known = read_grid_file(Path(path)), [], set()
     for stage, entries in enumerate(contents, 1):
         where = f"grid {path}" if len(contents) == 1 else f"grid {path}, stage {stage}"
         if not isinstance(entries, list) or not entries:
@@ -66,9 +66,11 @@ def load_stages(path: Path) -> list[list[RunConfig]]:
         found: list[RunConfig] = []
         for number, entry in enumerate(entries, 1):
             if not isinstance(entry, dict):
-                raise GridError(f"{where}, entry {number}: {entry!r} is not a mapping of config keys to values")
+                raise GridError(f"{where}, entry {number}: {shown(entry)} is not a mapping of config keys to values")
             try:
                 found += _expand(entry)
+                if len(found) + len(known) > MOST_RUNS:
+                    raise ValueError(f"with it there are more than {MOST_RUNS:,} runs")
             except (TypeError, ValueError) as error:
                 raise GridError(f"{where}, entry {number}: {error}") from error
         found.sort(key=lambda config: config.seed)  # stable: the file's order within a seed
@@ -79,24 +81,10 @@ def load_stages(path: Path) -> list[list[RunConfig]]:
     return stages
 
 
-def _contents(path: Path) -> list[Any]:
-    """What a grid file holds, one item a stage."""
-    try:
-        text = path.read_text()
-        if path.suffix == ".json":
-            content = json.loads(text)
-            return content if isinstance(content, list) and content and isinstance(content[0], list) else [content]
-        import yaml  # here, so that a machine without it can still run a grid in JSON
-
-        return list(yaml.safe_load_all(text)) or [None]
-    except ModuleNotFoundError as error:
-        raise GridError(f"grid {path} cannot be read without the package pyyaml: install it, or give JSON") from error
-    except Exception as error:  # of the file, of the text, of JSON, of YAML: none is the user's business in detail
-        raise GridError(f"grid {path} cannot be read: {' '.join(str(error).split())}") from error
-
-
 def _expand(entry: dict[str, Any]) -> list[RunConfig]:
     lists = [value if isinstance(value, list) else [value] for value in entry.values()]
+    if (runs := math.prod(map(len, lists))) > MOST_RUNS:
+        raise ValueError(f"it stands for {runs:,} runs: at most {MOST_RUNS:,} are allowed")
     return [RunConfig.from_dict(dict(zip(entry, values, strict=True))) for values in itertools.product(*lists)]
 
 
