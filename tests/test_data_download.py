@@ -215,6 +215,41 @@ def test_a_full_disk_while_unpacking_keeps_only_the_part(tmp_path, offer, monkey
     assert os.listdir(tmp_path) == ["UCMerced_LandUse.zip.part"]
 
 
+def test_two_processes_do_not_fetch_into_one_root(tmp_path, server, offer):
+    """Both would append to one file: the second says so, and what a killed one left is removed by the next."""
+    offer(make_zip())
+    (tmp_path / ".unpack-of-a-kill").mkdir()
+    with module._only_one(tmp_path), pytest.raises(DataError, match="another process is fetching into"):
+        fetch(tmp_path)
+    assert server.requests == []
+    fetch(tmp_path)
+    assert os.listdir(tmp_path) == ["UCMerced_LandUse"]
+
+
+def test_a_file_of_another_length_is_deleted_before_it_is_opened(tmp_path, offer, monkeypatch):
+    content = make_zip()
+    offer(content, size=len(content) + 1)
+    monkeypatch.setattr(module, "_unpack", lambda *_: pytest.fail("opened in spite of its length"))
+    with pytest.raises(DataError, match=f"has {len(content):,} bytes, {len(content) + 1:,} are expected"):
+        fetch(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_while_fetching_is_named_and_the_next_call_goes_on(tmp_path, offer, monkeypatch):
+    offer(make_zip())
+    open_ = type(tmp_path).open
+
+    def full(path, mode="r", *rest, **named):
+        return open("/dev/full", mode) if path.suffix == ".part" and mode == "wb" else open_(path, mode, *rest, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tmp_path), "open", full)
+        with pytest.raises(OSError, match=r"No space left on device: .*UCMerced_LandUse\.zip\.part"):
+            fetch(tmp_path)
+    fetch(tmp_path)
+    assert os.listdir(tmp_path) == ["UCMerced_LandUse"]
+
+
 def test_only_https_is_spoken(tmp_path, server, offer):
     offer(make_zip())
     with pytest.raises(DataError, match="only https"):

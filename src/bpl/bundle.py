@@ -14,10 +14,13 @@ from pathlib import Path
 from bpl.atomic import write_atomic
 from bpl.config import RunConfig
 from bpl.data import CARDS
+from bpl.names import is_plain
 from bpl.paths import results_folder
 from bpl.records import Record, RecordError, iterate_records, parse_record
+from bpl.shown import shown
 
 LARGEST_RECORD = 16 << 20  # bytes; a record of 300 epochs has some 50,000
+LARGEST_BUNDLE = 1 << 30  # bytes of all records of a bundle, which are in memory together
 _SAFE = re.compile(r"[^./\\][^/\\]*/[^./\\][^/\\]*\.json")  # no way out of the results folder
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # when records were bundled must not change the bytes
 
@@ -108,10 +111,12 @@ def _read(bundle: Path) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     try:
         with zipfile.ZipFile(bundle) as archive:
+            if (size := sum(member.file_size for member in archive.infolist())) > LARGEST_BUNDLE:
+                raise BundleError(f"{bundle} would unpack to {size:,} bytes: at most {LARGEST_BUNDLE:,} are allowed")
             for member in archive.infolist():
                 name = member.filename
-                if not _SAFE.fullmatch(name):
-                    raise BundleError(f"{name!r} of {bundle} is no name of a record: it must be DATASET/RUN.json")
+                if not (_SAFE.fullmatch(name) and is_plain(name)):
+                    raise BundleError(f"{shown(name)} of {bundle} is no name of a record: it must be DATASET/RUN.json")
                 if member.file_size > LARGEST_RECORD:
                     raise BundleError(f"{name} of {bundle} is no record: it has {member.file_size:,} bytes")
                 content = archive.read(member)
@@ -123,7 +128,8 @@ def _read(bundle: Path) -> dict[str, bytes]:
     except (BundleError, RecordError) as error:
         raise BundleError(str(error)) from error
     except Exception as error:  # zipfile raises BadZipFile, zlib.error, RuntimeError, ... on damaged files
-        raise BundleError(f"bundle {bundle} cannot be read: {error}") from error
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise BundleError(f"bundle {bundle} cannot be read: {reason}") from error
     return found
 
 

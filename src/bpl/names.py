@@ -3,6 +3,7 @@
 import unicodedata
 
 _NOT_IN_NAMES = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of characters, ends of lines and paragraphs
+_TURNS = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # make a name read as another one
 
 
 def is_plain(name: str) -> bool:
@@ -14,4 +15,4 @@ def is_plain(name: str) -> bool:
     Args:
         name: any string.
     """
-    return bool(name) and not any(unicodedata.category(letter) in _NOT_IN_NAMES for letter in name)
+    return bool(name) and not any(unicodedata.category(letter) in _NOT_IN_NAMES or letter in _TURNS for letter in name)

@@ -149,7 +149,7 @@ def parse_record(content: bytes, where: str) -> Record:
     if missing := sorted(fields - values.keys()):
         raise RecordError(f"record {where} lacks {', '.join(missing)}")
     if unknown := sorted(values.keys() - fields):
-        raise RecordError(f"record {where} has unknown keys: {', '.join(unknown)}")
+        raise RecordError(f"record {where} has unknown keys: {shown(unknown)}")
     if values["state"] != "finished":
         raise RecordError(f"record {where} is in state {shown(values['state'])}: only finished runs count")
     for key in _TABLES:
@@ -188,7 +188,7 @@ def load_records(folder: Path | None = None, **where: Any) -> "pandas.DataFrame"
     for path, record in iterate_records(folder):
         try:
             rows.append(_row(path.relative_to(folder), record))
-        except (KeyError, TypeError, ZeroDivisionError) as error:
+        except (KeyError, TypeError, ArithmeticError) as error:
             raise RecordError(f"record {path} lacks a number of its table row: {error}") from error
     columns = list(rows[0]) if rows else [f.name for f in dataclasses.fields(RunConfig)] + ["source"]
     table = pandas.DataFrame(rows, columns=columns)

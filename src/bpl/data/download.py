@@ -1,9 +1,12 @@
 """Fetch a data set's archive: resumed where it broke off, checked before it is opened, unpacked safely.
 
 Until everything is checked, only ``<archive>.part`` and a hidden temporary folder exist below the root; a
-failure leaves at most the ``.part`` behind, from which the next call goes on.
+failure leaves at most the ``.part`` behind, from which the next call goes on. What a kill left of the folder, that call
+removes. One process at a time fetches into a root.
 """
 
+import errno
+import fcntl
 import hashlib
 import http.client
 import os
@@ -16,7 +19,8 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
-import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -24,6 +28,8 @@ from tqdm import tqdm
 
 from bpl.data.catalog import CARDS, Archive, Card, DataError
 from bpl.data.folders import find_folder, list_images
+from bpl.names import is_plain
+from bpl.shown import shown
 
 MAX_ARCHIVE_BYTES = 8 << 30
 MAX_UNPACKED_BYTES = 32 << 30
@@ -32,6 +38,17 @@ MAX_MEMBERS = 500_000
 
 _CHUNK = 1 << 20
 _TIMEOUT_S = 60
+# Errors of the place that is written to, not of the archive.
+_OF_THE_DISK = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EMFILE,
+}
 
 
 def download(dataset: str, root: str | Path, progress: bool = True, *, allow_loopback: bool = False) -> Path:
@@ -70,11 +87,27 @@ def download(dataset: str, root: str | Path, progress: bool = True, *, allow_loo
     root.mkdir(parents=True, exist_ok=True)
     archive = card.archives[0]
     part = root / (PurePosixPath(urlsplit(archive.url).path).name + ".part")
-    _fetch(archive, part, progress, allow_loopback)
-    _verify(archive, part)
-    _unpack(card, part, target, progress)
-    part.unlink()
+    with _only_one(root):
+        for leftover in root.glob(".unpack-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        _fetch(archive, part, progress, allow_loopback)
+        _verify(archive, part)
+        _unpack(card, part, target, progress)
+        part.unlink()
     return find_folder(card, [root])[1]
+
+
+@contextmanager
+def _only_one(root: Path) -> Iterator[None]:
+    """Hold a data root against other processes; two that append to one ``.part`` would spoil it for both."""
+    descriptor = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise DataError(f"another process is fetching into '{root}'; wait until it has ended.") from None
+    finally:
+        os.close(descriptor)
 
 
 def _is_whole(card: Card, folder: Path) -> bool:
@@ -136,6 +169,9 @@ def _fetch(archive: Archive, part: Path, progress: bool, allow_loopback: bool) -
         raise DataError(
             f"fetching '{archive.url}' broke off ({reason}); call again to go on from '{part.name}'."
         ) from error
+    except OSError as error:
+        error.filename = error.filename or str(part)  # "No space left on device" alone does not say where
+        raise
 
 
 def _extent(response: http.client.HTTPResponse, have: int) -> tuple[int, int | None]:
@@ -176,7 +212,10 @@ def _receive(
 
 
 def _verify(archive: Archive, part: Path) -> None:
-    """Compare the checksums; a file that fails is worthless and is deleted."""
+    """Compare length and checksums; a file that fails is worthless and is deleted."""
+    if archive.size is not None and (size := part.stat().st_size) != archive.size:
+        part.unlink()
+        raise DataError(f"'{part.stem}' has {size:,} bytes, {archive.size:,} are expected; it was deleted.")
     for algorithm, expected in (("md5", archive.md5), ("sha256", archive.sha256)):
         if expected is None:
             continue
@@ -201,8 +240,14 @@ def _unpack(card: Card, archive: Path, target: Path, progress: bool) -> None:
                 _check_members(members, archive)
                 for member in tqdm(members, desc="unpack", unit="file", disable=not progress, file=sys.stderr):
                     opened.extract(member, unpacked)
-        except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
-            raise DataError(f"'{archive.stem}' cannot be unpacked: {error}.") from error
+        except DataError:
+            raise
+        except Exception as error:  # BadZipFile, zlib.error, LZMAError, bz2's OSError, a file that is a folder too, ...
+            if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+                error.filename = error.filename or str(target)
+                raise
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise DataError(f"'{archive.stem}' cannot be unpacked: {reason}.") from error
         found = find_folder(card, [unpacked])
         if found is None:
             raise DataError(f"'{archive.stem}' holds no class folders of '{card.name}' in {' or '.join(card.folders)}.")
@@ -223,9 +268,15 @@ def _check_members(members: list[zipfile.ZipInfo], archive: Path) -> None:
         path = PurePosixPath(member.filename)
         kind = stat.S_IFMT(member.external_attr >> 16)
         if path.is_absolute() or ".." in path.parts or "\\" in member.orig_filename or ":" in member.filename:
-            raise DataError(f"'{archive.stem}' is refused: its member {member.filename!r} leads outside the folder.")
+            raise DataError(
+                f"'{archive.stem}' is refused: its member {shown(member.filename)} leads outside the folder."
+            )
+        if not is_plain(member.filename):
+            raise DataError(
+                f"'{archive.stem}' is refused: its member {shown(member.filename)} has control characters in its name."
+            )
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise DataError(f"'{archive.stem}' is refused: its member {member.filename!r} is a link or a device.")
+            raise DataError(f"'{archive.stem}' is refused: its member {shown(member.filename)} is a link or a device.")
     unpacked = sum(member.file_size for member in members)
     allowed = min(MAX_UNPACKED_BYTES, MAX_RATIO * archive.stat().st_size)
     if unpacked > allowed:

@@ -15,15 +15,20 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from bpl.data.catalog import Card, DataError
+from bpl.names import is_plain
+from bpl.shown import shown
 
 SUFFIXES = frozenset({".tif", ".tiff", ".jpg", ".jpeg", ".png"})
 
 # Scene images have some 0.1 megapixels. Pillow's own limit (179 megapixels, an error) lets one file take a gigabyte.
 MAX_PIXELS = 50_000_000
+
+# Pillow's other formats are not asked: to read Encapsulated PostScript, for one, it starts an interpreter of programs.
+FORMATS = ("TIFF", "JPEG", "PNG", "BMP", "GIF", "WEBP")
 
 _WORKERS = min(8, os.cpu_count() or 2)  # Pillow releases the interpreter lock while it decodes and resizes
 
@@ -122,7 +127,8 @@ def list_images(folder: Traversable, classes: Sequence[str] | None = None) -> Li
         The listing.
 
     Raises:
-        DataError: The folder is missing, has fewer than two classes, lacks one of ``classes``, or a class is empty.
+        DataError: The folder is missing, has fewer than two classes, lacks one of ``classes``, a class is empty, or a
+            name is not one line of text.
     """
     if not folder.is_dir():
         raise DataError(f"'{folder}' is not a folder; give the folder that holds one folder of images per class.")
@@ -140,12 +146,14 @@ def list_images(folder: Traversable, classes: Sequence[str] | None = None) -> Li
     labels: list[int] = []
     stamps: list[tuple[int, int]] = []
     for label, name in enumerate(sorted(classes)):
+        _check_name(name, folder)
         entries = _images(folder / name)
         if not entries:
             raise DataError(
                 f"class folder '{folder / name}' holds no images; allowed are {', '.join(sorted(SUFFIXES))} files."
             )
         for entry in entries:
+            _check_name(entry.name, folder / name)
             files.append(f"{name}/{entry.name}")
             labels.append(label)
             stamps.append(_stamp(entry))
@@ -200,16 +208,19 @@ def decode(path: Traversable, image_size: int) -> np.ndarray:
         DataError: The file is truncated, no image, or has more than ``MAX_PIXELS`` pixels.
     """
     try:
-        with path.open("rb") as file, Image.open(file) as image:
+        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
             width, height = image.size  # known from the header, before any pixel is decoded
             if width * height <= MAX_PIXELS:
                 return _to_square(_to_rgb(ImageOps.exif_transpose(image)), image_size)
     except DataError:  # of a packed file: it names the file and the reason
         raise
+    except UnidentifiedImageError as error:
+        raise DataError(f"image '{path}' cannot be decoded: it is none of {', '.join(FORMATS)}.") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"image '{path}' is refused: {error}") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ... on damaged files
-        raise DataError(f"image '{path}' cannot be decoded: {error}.") from error
+        reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+        raise DataError(f"image '{path}' cannot be decoded: {reason}.") from error
     raise DataError(f"image '{path}' has {width} x {height} pixels; at most {MAX_PIXELS:,} are allowed.")
 
 
@@ -241,6 +252,12 @@ def _to_square(image: Image.Image, image_size: int) -> np.ndarray:
     box = (left, top, left + side, top + side)
     resized = image.resize((image_size, image_size), Image.Resampling.BILINEAR, box=box)
     return np.asarray(resized)
+
+
+def _check_name(name: str, folder: Traversable) -> None:
+    """Refuse names that cannot stand in a line of a split file or of a table."""
+    if not is_plain(name):
+        raise DataError(f"'{folder}' holds {shown(name)}; a class or an image must have one line of text for a name.")
 
 
 def _subfolders(folder: Traversable) -> list[str]:

@@ -159,15 +159,15 @@ class PackedPath(Traversable):
             raise DataError(f"there is no file '{self}'.")
         try:
             content = io.BytesIO(_content(self.archive, self.node))
-        except (OSError, ValueError, struct.error, zlib.error) as error:
+        except (OSError, ValueError, OverflowError, struct.error, zlib.error) as error:
             raise DataError(f"'{self}' cannot be read: {error}.") from error
         return content if mode == "rb" else io.TextIOWrapper(content, *args, **kwargs)
 
 
 def _content(archive: Path, member: zipfile.ZipInfo) -> bytes:
     """The bytes of one member; `ValueError` where they are not what the directory says."""
-    if member.file_size > MAX_MEMBER_BYTES:
-        raise ValueError(f"it has {member.file_size:,} bytes, at most {MAX_MEMBER_BYTES:,} are allowed")
+    if (size := max(member.file_size, member.compress_size)) > MAX_MEMBER_BYTES:
+        raise ValueError(f"it has {size:,} bytes, at most {MAX_MEMBER_BYTES:,} are allowed")
     with archive.open("rb") as file:
         file.seek(member.header_offset)
         signature, name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
@@ -193,8 +193,6 @@ def _tree(archive: Path) -> Tree:
             raise ValueError(f"its member {member.filename!r} is encrypted")
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError(f"its member {member.filename!r} is neither stored nor deflated")
-        if not member.filename.isprintable():  # a line break in a class name would forge lines of split files
-            raise ValueError(f"its member {member.filename!r} has control characters in its name")
         way = PurePosixPath(member.filename).parts
         if member.is_dir() or not way:
             continue  # an empty folder holds no images, any other is known by what lies in it
