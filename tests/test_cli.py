@@ -26,6 +26,7 @@ from bpl.config import METHODS, RunConfig
 from bpl.export import save_model
 from bpl.models import NAMES, build_model
 from bpl.records import load_records, record_path
+from bpl.runlog import read_log
 
 pytestmark = pytest.mark.usefixtures("places", "no_stopwatch")
 
@@ -174,13 +175,42 @@ def test_a_run_under_way_elsewhere_is_said_so(bpl, tree, places):
     config = small(tree, "dense")
     with run_module.only_here(places / "work" / config.run_name("real")):
         code, _, err = bpl("run", "--dataset", tree, "--method", "dense", "--quiet", *WORDS)
-    assert code == 2
+    assert code == 75  # nothing is wrong: try again
     assert is_one_sentence(err), err
     assert "under way in another process" in err
 
 
-def test_ctrl_c_ends_the_program_with_130_and_the_next_start_goes_on(tree, places):
-    """Interrupted once the first checkpoint is there; the run would take minutes."""
+def test_a_run_whose_time_is_over_keeps_what_it_has_and_asks_to_be_started_again(bpl, tree, places):
+    words = ["run", "--dataset", tree, "--method", "dense", "--quiet", *WORDS]
+    code, out, err = bpl(*words, "--time-budget", "0s")
+    assert (code, out) == (75, "")
+    assert is_one_sentence(err), err
+    assert "stopped after epoch 1 of 3" in err
+    assert not (places / "results").exists()
+    assert bpl(*words)[0] == 0
+    (record,) = (places / "results" / "tiny").iterdir()
+    events = [json.loads(line)["event"] for line in (places / "work" / record.stem / "log.jsonl").open()]
+    assert events == ["started", "epoch", "checkpoint", "stopped", "started", "epoch", "epoch", "finished"]
+
+
+@pytest.mark.parametrize("words", [["--beside", "0"], ["--time-budget", "soon"]])
+def test_what_bpl_run_itself_takes_is_checked_before_anything_runs(bpl, tree, places, words):
+    code, _, err = bpl("run", "--dataset", tree, "--method", "dense", "--quiet", *WORDS, *words)
+    assert code == 2
+    assert is_one_sentence(err), err
+    assert repr(words[1]).strip("'") in err
+    assert not (places / "work").exists()
+
+
+SIGNALS = [
+    (signal.SIGINT, 130, "interrupted; start the same command again"),
+    (signal.SIGTERM, 143, "start the same command again"),
+]
+
+
+@pytest.mark.parametrize(("sent", "code", "said"), SIGNALS, ids=["ctrl-c", "sigterm"])
+def test_a_signal_ends_the_program_with_its_own_code_and_the_next_start_goes_on(tree, places, sent, code, said):
+    """Sent once the first checkpoint is there; the run would take minutes."""
     starter = (
         "import bpl.train as t, sys; t.CHECKPOINT_SECONDS = -1.0; from bpl.cli import main; main(sys.argv[1:])",
         "run", "--dataset", str(tree), "--method", "dense", "--quiet", *WORDS, "--epochs", "5000",
@@ -193,13 +223,14 @@ def test_ctrl_c_ends_the_program_with_130_and_the_next_start_goes_on(tree, place
         end = time.monotonic() + 240
         while not (place / "checkpoint.pt").exists() and process.poll() is None and time.monotonic() < end:
             time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         out, err = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert process.returncode == 130
+    assert process.returncode == code
     assert is_one_sentence(err), err
-    assert "start the same command again" in err
+    assert said in err
+    assert read_log(place)[-1]["event"] == "stopped"
     assert out == ""
     assert {"checkpoint.pt", "lock"} <= set(files_below(place))
     assert not [name for name in files_below(places) if name.endswith(".tmp")]
@@ -235,7 +266,7 @@ def test_sweep_keeps_to_its_budget_and_says_how_long_the_rest_may_take(bpl, grid
     path = record_path(RunConfig(**yaml.safe_load(grid(seed=0).read_text())[0]), "real")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": 600.0}))
     code, out, _ = bpl("sweep", grid(seed=[0, 1, 2]), "--time-budget", "1m", "--quiet")
-    assert code == 0
+    assert code == 75
     assert re.search(r"3 runs: 1 recorded before, 0 run now, .* 2 left, about 20 min\n$", out)
 
 
@@ -335,12 +366,21 @@ def test_export_refuses_what_is_no_network_of_this_library(bpl, tmp_path, conten
 
 # -- in general ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    "words", [["--help"], ["run", "--help"], ["sweep", "--help"], ["data", "-h"], ["export", "-h"]]
+    "words", [["--help"], ["run", "--help"], ["sweep", "--help"], ["status", "-h"], ["data", "-h"], ["export", "-h"]]
 )
 def test_help_is_given(bpl, words):
     code, out, err = bpl(*words)
     assert (code, err) == (0, "")
     assert len(out.splitlines()) > 5
+
+
+def test_help_says_what_the_exit_codes_mean(bpl):
+    from bpl import exit_codes
+
+    said = " ".join(bpl("--help")[1].split())
+    codes = [value for name, value in vars(exit_codes).items() if name.isupper() and isinstance(value, int)]
+    assert sorted(codes) == [0, 1, 2, 75, 130, 143]
+    assert all(f"{code} " in said.partition("Exit codes:")[2] for code in codes)
 
 
 def test_run_help_names_every_field_of_a_config(bpl):

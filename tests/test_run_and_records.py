@@ -53,7 +53,7 @@ def test_a_run_leaves_its_record_and_its_network_and_nothing_else(finished, plac
     config, record, path = finished
     assert path == places / "results" / "tiny" / f"{config.run_name('real')}.json"
     assert files_below(places / "results") == [f"tiny/{path.name}"]
-    assert sorted(files_below(places / "work" / path.stem)) == ["lock", "model.json", "model.safetensors"]
+    assert sorted(files_below(places / "work" / path.stem)) == ["lock", "log.jsonl", "model.json", "model.safetensors"]
     assert load_record(path) == record
 
 

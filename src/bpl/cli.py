@@ -40,6 +40,8 @@ class Run:
     """Stop before this is over, with a checkpoint: 90s, 25m, 2h."""
     wait: bool = False
     """Where another process is at work on this run, wait for it."""
+    beside: int = 1
+    """Runs that share the machine, this one included: recorded, since it bears on the times recorded."""
     quiet: bool = False
     """No progress bar."""
 
@@ -48,6 +50,8 @@ class Run:
         from bpl.sweep import seconds_of
         from bpl.train import Stopped
 
+        if self.beside < 1:
+            raise ValueError(f"--beside is {self.beside}: it must be at least 1")
         config = RunConfig(**dataclasses.asdict(self.config))
         stop_at = None if self.time_budget is None else time.monotonic() + seconds_of(self.time_budget)
         with on_sigterm() as ending:
@@ -63,6 +67,7 @@ class Run:
                     repeat=self.repeat,
                     progress=not self.quiet,
                     watch=watch,
+                    beside=self.beside,
                     wait=self.wait,
                 )
             except Stopped as stopped:

@@ -1,0 +1,259 @@
+"""bpl status and the log that it reads: what is done, running, failed and left, and why."""
+
+import json
+import os
+import signal
+
+import pytest
+import yaml
+from support import (  # noqa: F401
+    SMALL,
+    files_below,
+    made_up_record,
+    no_stopwatch_fixture,
+    places_fixture,
+    run_module,
+    small,
+    train_module,
+    tree_fixture,
+)
+
+from bpl import runlog
+from bpl.cli import main
+from bpl.data import CARDS, load_images, source_of
+from bpl.durations import Durations, in_words
+from bpl.ending import Terminated, on_sigterm
+from bpl.records import record_path, save_record
+from bpl.run import is_held, only_here, run
+from bpl.runlog import RunLog, logged, read_log
+from bpl.status import as_json, as_table, status_of_grid, status_of_work
+from bpl.train import Stopped
+
+pytestmark = pytest.mark.usefixtures("places", "no_stopwatch")
+
+
+@pytest.fixture
+def grid(tree, tmp_path):
+    path = tmp_path / "grid.yaml"
+    entry = {"dataset": str(tree), **SMALL, "method": ["dense", "kd", "bpl"], "seed": [0, 1]}
+    path.write_text(yaml.safe_dump([entry]))
+    return path
+
+
+def place_of(places, config):
+    return places / "work" / config.run_name("real")
+
+
+# -- status -------------------------------------------------------------------------------------------------------
+def test_every_run_of_a_grid_is_in_the_state_that_its_files_say(grid, tree, places):
+    """Done by a record, running by a lock, failed and stopped by the last event of the log, left by nothing."""
+    save_record(made_up_record(small(tree, "dense"), seconds=60.0), record_path(small(tree, "dense"), "real"))
+    failed, stopped, broke_off = (small(tree, "kd"), small(tree, "bpl"), small(tree, "dense", seed=1))
+    for config, end in ((failed, ValueError("no good\nat all")), (stopped, Stopped("stopped after epoch 1 of 3"))):
+        place_of(places, config).mkdir(parents=True)
+        with pytest.raises(type(end)), logged(place_of(places, config), config) as log:
+            log.epoch(1, {"loss": 1.0})
+            raise end
+    place_of(places, broke_off).mkdir()
+    RunLog(place_of(places, broke_off), 3).write("started")  # and then SIGKILL
+    running = small(tree, "kd", seed=1)
+    with only_here(place_of(places, running)):
+        log = RunLog(place_of(places, running), 3)
+        for epoch in (1, 2):
+            log.epoch(epoch, {"loss": 1.0})
+        status = status_of_grid(grid)
+        table = as_table(status)
+    runs = {run.name: run for run in status.runs}
+    assert [run.state for run in status.runs] == ["done", "failed", "left", "left", "running", "left"]
+    assert [status.count(state) for state in ("done", "running", "failed", "left")] == [1, 1, 1, 3]
+    assert runs[failed.run_name("real")].cause == "no good"
+    assert runs[stopped.run_name("real")].cause == "stopped after epoch 1 of 3"
+    assert runs[stopped.run_name("real")].seconds_left == pytest.approx(40.0)  # two epochs of three
+    assert runs[broke_off.run_name("real")].cause == "its process ended without a word"
+    assert (runs[running.run_name("real")].epoch, runs[running.run_name("real")].epochs) == (2, 3)
+    assert runs[running.run_name("real")].seconds_left < 60  # by its own epochs, not by those before
+    lines = table.splitlines()
+    assert lines[0].startswith(
+        f"grid {grid}: 6 runs: 1 done, 1 running, 1 failed, 3 left, about 3 min"
+    )  # 40 s, 60 s and 60 s
+    assert [line.split()[0] for line in lines[1:]] == ["running", "failed", "left", "left", "left"]
+    assert "epoch 2 of 3" in lines[1]
+    assert lines[2].endswith("epoch 1 of 3, no good")
+    parsed = json.loads(as_json(status))
+    assert (parsed["done"], parsed["left"], len(parsed["runs"])) == (1, 3, 6)
+    assert parsed["runs"][0] == {
+        "name": small(tree, "dense").run_name("real"), "state": "done", "epoch": 3, "epochs": 3, "seconds_left": None,
+        "test": 50.0, "cause": None,
+    }  # fmt: skip
+
+
+def test_without_a_grid_the_runs_of_the_work_folder_are_shown(tree, places):
+    run(small(tree, "dense", epochs=1), progress=False)
+    with pytest.raises(FloatingPointError):
+        run(small(tree, "dense", epochs=4, learning_rate=1e30), progress=False)
+    status = status_of_work()
+    assert sorted(run.state for run in status.runs) == ["done", "failed"]
+    assert "the loss became" in as_table(status)
+
+
+def test_looking_changes_no_file_and_hides_no_run(grid, places):
+    before = files_below(places)
+    assert status_of_grid(grid).count("left") == 6
+    assert files_below(places) == before
+
+
+def test_a_table_of_many_runs_stays_short(tree, tmp_path):
+    path = tmp_path / "many.yaml"
+    path.write_text(yaml.safe_dump([{"dataset": str(tree), **SMALL, "method": "dense", "seed": list(range(40))}]))
+    lines = as_table(status_of_grid(path)).splitlines()
+    assert len(lines) == 12
+    assert lines[-1].split() == ["left", "and", "30", "more"]
+
+
+def test_the_command_prints_a_table_or_json_and_refuses_a_bad_grid(grid, capsys):
+    def bpl(*words):
+        with pytest.raises(SystemExit) as ended:
+            main([str(word) for word in words])
+        return ended.value.code or 0, *capsys.readouterr()
+
+    code, out, err = bpl("status", grid)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0].endswith("6 runs: 0 done, 0 running, 0 failed, 6 left")
+    code, out, err = bpl("status", grid, "--json")
+    assert (code, err, json.loads(out)["left"]) == (0, "", 6)
+    grid.write_text("- {dataset: ucm}")
+    code, out, err = bpl("status", grid)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+
+
+# -- locks --------------------------------------------------------------------------------------------------------
+def test_whether_a_run_is_held_is_seen_without_getting_in_its_way(tmp_path):
+    place = tmp_path / "run"
+    assert not is_held(place)
+    with only_here(place):
+        assert is_held(place)
+        with pytest.raises(run_module.RunBusy, match="another process"), only_here(place):
+            pass
+    assert not is_held(place)
+    with only_here(place, wait=True):
+        assert is_held(place)
+
+
+# -- the log ------------------------------------------------------------------------------------------------------
+def test_a_run_writes_down_what_it_does(tree, places, monkeypatch):
+    monkeypatch.setattr(train_module, "CHECKPOINT_SECONDS", -1.0)
+    config = small(tree, "kd", epochs=2)
+    record = run(config, progress=False)
+    events = read_log(place_of(places, config))
+    assert [event["event"] for event in events] == [
+        "started", "dense", "epoch", "checkpoint", "epoch", "checkpoint", "finished",
+    ]  # fmt: skip
+    assert events[0]["epochs"] == 2
+    assert events[0]["command"] == config.command()
+    assert [event["values"]["loss"] for event in events if event["event"] == "epoch"] == record.curves["loss"]
+    assert events[-1]["test"] == record.accuracy["test"]
+    assert events == sorted(events, key=lambda event: event["time"])
+    dense = read_log(place_of(places, config.dense()))
+    assert [event["event"] for event in dense][-1] == "finished"
+
+
+def test_a_log_stays_small_however_long_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(runlog, "LIMIT", 2000)
+    log = RunLog(tmp_path, 1000)
+    for epoch in range(1, 1001):
+        log.epoch(epoch, {"loss": 0.5})
+    assert files_below(tmp_path) == ["log.1.jsonl", "log.jsonl"]
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 5000
+    events = read_log(tmp_path)
+    assert [event["epoch"] for event in events] == list(range(1001 - len(events), 1001))
+    assert len(events) > 10
+
+
+@pytest.mark.parametrize("torn", [b'{"time": "2026', b'{"event": "epoch", "epoch": 2}', b"\xff\xfe"])
+def test_a_line_that_a_kill_left_torn_spoils_no_other(tmp_path, torn):
+    log = RunLog(tmp_path, 3)
+    log.write("started")
+    with open(tmp_path / "log.jsonl", "ab") as file:
+        file.write(torn)
+    log.write("finished", test=float("nan"))
+    events = read_log(tmp_path)
+    assert (events[0]["event"], events[-1]["event"], events[-1]["test"]) == ("started", "finished", None)
+
+
+def test_a_log_that_cannot_be_written_stops_no_run(tree, places):
+    config = small(tree, "dense", epochs=1)
+    (place_of(places, config) / "log.jsonl").mkdir(parents=True)
+    assert run(config, progress=False).seconds > 0
+    assert read_log(place_of(places, config)) == []
+
+
+# -- SIGTERM ------------------------------------------------------------------------------------------------------
+def test_sigterm_ends_a_process_at_once_where_there_is_nothing_to_save():
+    with pytest.raises(Terminated) as ended, on_sigterm():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert ended.value.code == 143
+
+
+def test_sigterm_lets_an_epoch_end_and_the_training_stop_with_a_checkpoint(tree, places):
+    """It comes in the second epoch; the third is never begun, and the run goes on from there."""
+    config, before = small(tree, "dense", epochs=4), signal.getsignal(signal.SIGTERM)
+
+    with on_sigterm() as ending:
+
+        def watch(epoch, row):
+            if epoch == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return ending.watch(epoch, row)
+
+        with pytest.raises(Stopped, match="stopped after epoch 2 of 4"):
+            run(config, progress=False, watch=watch)
+    assert signal.getsignal(signal.SIGTERM) is before
+    epochs = []
+    run(config, progress=False, watch=lambda epoch, row: epochs.append(epoch) or False)
+    assert epochs == [3, 4]
+
+
+# -- how long -----------------------------------------------------------------------------------------------------
+def test_a_run_is_expected_to_take_as_long_as_its_kind_and_other_kinds_as_their_arithmetic_says():
+    from bpl.config import RunConfig
+    from bpl.estimate import size_of, training_macs
+
+    took = Durations()
+    dense = RunConfig("ucm", "dense")
+    assert took.of(dense) is None
+    assert took.of_all([dense]) is None
+    for seed, seconds in enumerate((100.0, 130.0, 900.0)):
+        took.add(RunConfig("ucm", "dense", seed=seed), seconds)
+    assert took.of(RunConfig("ucm", "dense", seed=9)) == 130.0
+    other = RunConfig("ucm", "scratch", ratio=0.78)
+    assert took.of_its_kind(other) is None
+    share = training_macs(other, *size_of(other)) / training_macs(dense, *size_of(dense))
+    assert took.of(other) == pytest.approx(130.0 * share)
+    assert took.of_all([dense, other]) == pytest.approx(130.0 * (1 + share))
+
+
+def test_a_folder_of_unknown_size_is_expected_to_take_as_long_as_any_run(tree):
+    took = Durations()
+    took.add(small(tree, "dense"), 10.0)
+    assert took.of(small(tree, "bpl")) == 10.0
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(4, "4 s"), (89, "89 s"), (1200, "20 min"), (12600, "3.5 h")])
+def test_a_time_is_said_in_words(seconds, said):
+    assert in_words(seconds) == said
+
+
+# -- which images -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("data", ["auto", "synthetic"])
+def test_the_source_is_known_without_reading_an_image(tree, tmp_path, monkeypatch, data):
+    monkeypatch.setenv("BPL_DATA", str(tmp_path))
+    assert source_of(str(tree), data) == load_images(str(tree), 32, data, progress=False).source
+    if data == "auto":
+        monkeypatch.setattr("bpl.data.folders.roots", lambda _: (tmp_path,))
+        assert source_of("ucm", "auto") == "synthetic"
+        from PIL import Image
+
+        place = tmp_path / CARDS["ucm"].folders[0] / CARDS["ucm"].classes[0]
+        place.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(place / "a.png")
+        assert source_of("ucm", "auto") == "real"
