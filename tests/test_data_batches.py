@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from bpl.data import POLICIES, DataError, augment, batches, normalise
+from bpl.data.batches import Share
 
 module = sys.modules["bpl.data.batches"]  # the package's attribute of that name is the function
 SIZE = 32
@@ -104,7 +105,9 @@ def test_none_and_flip_are_exact():
 
 def test_released_windows_are_distributed_as_torchvisions():
     count, size = 20_000, 256
-    left, top, width, height = module._released_windows(torch.empty(count, 3, size, size), generator())
+    left, top, width, height = module._released_windows(
+        torch.empty(count, 3, size, size), module._Draws(generator(), count)
+    )
     for start, length in ((left, width), (top, height)):
         assert (start == start.round()).all() and (length == length.round()).all()
         assert (start >= 0).all() and (start + length <= size).all() and (length >= 1).all()
@@ -128,7 +131,7 @@ def test_released_windows_are_distributed_as_torchvisions():
 
 def test_released_falls_back_to_the_middle_where_no_window_fits():
     wide = torch.empty(200, 3, 8, 400)
-    left, top, width, height = module._released_windows(wide, generator())
+    left, top, width, height = module._released_windows(wide, module._Draws(generator(), 200))
     fallback = (width == 11) & (height == 8) & (left == (400 - 11) // 2)
     assert fallback.any() and (width <= 400).all() and (height <= 8).all() and (top >= 0).all()
 
@@ -149,7 +152,9 @@ def test_a_sampled_window_is_crop_then_resize(size):
 
 
 def test_square_crops_cover_0_6_to_1_of_the_area_evenly():
-    left, top, width, height = module._square_windows(torch.empty(20_000, 3, SIZE, SIZE), generator())
+    left, top, width, height = module._square_windows(
+        torch.empty(20_000, 3, SIZE, SIZE), module._Draws(generator(), 20_000)
+    )
     area = width * height / SIZE**2
     assert torch.equal(width, height) and area.min() >= 0.599 and area.max() <= 1.001 and abs(area.mean() - 0.8) < 0.005
     assert left.min() >= 0 and top.min() >= 0 and (left + width).max() <= SIZE + 1e-3
@@ -181,6 +186,30 @@ def test_unknown_policies_are_refused():
         DataError, match="unknown augmentation 'flop'; allowed are none, flip, released, crop-flip, nadir"
     ):
         augment(noise(), "flop", SIZE, generator())
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_processes_that_share_a_batch_see_what_one_would(policy):
+    """The same images in the same order, each changed as it would be in the whole batch."""
+    images, labels = noise(12), torch.arange(12)
+    whole = list(batches(images, labels, labels, 6, 3))
+    draws = generator(4)
+    changed = [augment(x, policy, SIZE, draws) for x, _ in whole]
+    for number in range(3):
+        share, draws = Share(number, 3), generator(4)
+        parts = list(batches(images, labels, labels, 6, 3, share=share))
+        rows = slice(2 * number, 2 * number + 2)
+        for (x, y), (all_x, all_y), expected in zip(parts, whole, changed, strict=True):
+            assert torch.equal(x, all_x[rows]) and torch.equal(y, all_y[rows])
+            assert torch.allclose(augment(x, policy, SIZE, draws, share), expected[rows], atol=1e-3)
+
+
+def test_a_batch_that_cannot_be_shared_equally_is_refused_at_once():
+    labels = torch.arange(10)
+    with pytest.raises(DataError, match="a batch of 5 images cannot be divided equally over 2 processes"):
+        batches(noise(10), labels, labels, 5, 0, share=Share(0, 2))
+    with pytest.raises(DataError, match="a batch of 2 images"):  # the last one
+        batches(noise(10), labels, labels, 4, 0, share=Share(0, 4))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

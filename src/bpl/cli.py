@@ -15,6 +15,7 @@ from bpl import exit_codes
 from bpl.config import RunConfig
 from bpl.ending import Terminated, on_sigterm
 from bpl.out_of_memory import OutOfMemory, is_out_of_memory
+from bpl.processes import ProcessLost, alone_or_refused, rank
 from bpl.words import Positional, read
 
 # The fields of RunConfig without its checks: the words are only read here, and the config itself says what is wrong
@@ -27,7 +28,7 @@ _Fields.__doc__ = RunConfig.__doc__
 
 @dataclass
 class Run:
-    """Run one config to its record; a recorded run is only shown."""
+    """Run one config to its record, alone or, under torchrun, on several devices; a recorded run is only shown."""
 
     config: _Fields
     out: Path | None = None
@@ -73,6 +74,8 @@ class Run:
             except Stopped as stopped:
                 code = exit_codes.TERMINATED if ending.asked else stopped.exit_code
                 return _say(f"{stopped}; start the same command again to go on from there", code)
+        if rank() > 0:  # the first process speaks for all
+            return exit_codes.DONE
         cost, accuracy = record.cost, record.accuracy
         print(f"{record.name} on {record.data['name']} ({record.data['source']} images)")
         print(f"  top-1 test {accuracy['test']:.2f} %, last epoch's weights")
@@ -377,10 +380,14 @@ def main(arguments: list[str] | None = None) -> None:
     """
     try:
         command = read(_COMMANDS, arguments, prog="bpl", description=__doc__.splitlines()[0], epilog=exit_codes.MEANING)
+        if not isinstance(command, Run):
+            alone_or_refused("bpl run")
         with on_sigterm():
             code = command()
     except ValueError as error:
         code = _say(error, getattr(error, "exit_code", exit_codes.WRONG_USAGE))
+    except ProcessLost as error:
+        code = _say(f"{error}; {_GO_ON}", 1)
     except (OSError, ArithmeticError) as error:
         code = _say(error, 1)
     except (MemoryError, RuntimeError) as error:
@@ -406,5 +413,6 @@ def _written_out() -> int:
 
 
 def _say(error: object, code: int = 1) -> int:
-    print(f"bpl: {error}", file=sys.stderr)
+    who = "bpl" if rank() == 0 else f"bpl, process {rank()}"
+    print(f"{who}: {error}", file=sys.stderr)
     return code

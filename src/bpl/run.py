@@ -6,13 +6,14 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bpl import processes
 from bpl.checkpoint import delete_checkpoint
 from bpl.config import RunConfig
 from bpl.data import ImageSet, Split, load_images, make_split
@@ -42,6 +43,9 @@ def run(
 ) -> Record:
     """Run a config to its record; a run that is recorded already is not repeated.
 
+    Where `torchrun` or `fabric run` started several processes, all of them call this and share the run; the first one
+    writes all files, and all see the same folders.
+
     The shipped network lies beside the checkpoint afterwards: ``<work>/<run name>/model.safetensors`` and ``.json``;
     the run's log lies there from its start (`bpl.runlog`).
 
@@ -64,19 +68,25 @@ def run(
         ValueError: images, config, checkpoint or an existing record cannot be used; the message says which and why.
         OSError: a file could not be written.
     """
-    images = load_images(config.dataset, config.image_size, config.data, progress)
+    processes.join(config)
+    with processes.first_of_machine_first():
+        images = load_images(config.dataset, config.image_size, config.data, progress and processes.rank() == 0)
     path = record_path(config, images.source, folder)
-    if path.exists() and not repeat:
-        return load_record(path)
+
+    def recorded() -> Record | None:
+        return load_record(path) if path.exists() and not repeat else None
+
+    if (record := processes.decide(recorded)) is not None:
+        return record
     split = make_split(images, config.split, config.seed)
     place = (work or work_folder()) / path.stem
     checkpoint = place / "checkpoint.pt"
     with only_here(place, wait):
-        if path.exists() and not repeat:  # finished by another process meanwhile
-            return load_record(path)
+        if (record := processes.decide(recorded)) is not None:  # finished by another process meanwhile
+            return record
         with logged(place, config) as log:
             if repeat:
-                delete_checkpoint(checkpoint)
+                processes.decide(lambda: delete_checkpoint(checkpoint))
             where = {"folder": folder, "work": work, "progress": progress, "watch": watch, "beside": beside}
 
             def dense() -> nn.Module:
@@ -97,12 +107,16 @@ def run(
                 watch=log_and_watch,
                 saved=log.checkpoint,
             )
-            record = make_record(config, images, split, trained, beside)
-            _save_shipped(trained, images, place)
-            save_record(record, path)
-            delete_checkpoint(checkpoint)
-            log.write("finished", test=record.accuracy["test"], seconds=record.seconds, record=path.name)
-    return record
+
+            def finish() -> Record:
+                record = make_record(config, images, split, trained, beside)
+                _save_shipped(trained, images, place)
+                save_record(record, path)
+                delete_checkpoint(checkpoint)
+                log.write("finished", test=record.accuracy["test"], seconds=record.seconds, record=path.name)
+                return record
+
+            return processes.decide(finish)
 
 
 def dense_network(
@@ -137,18 +151,20 @@ def dense_network(
     dense = config.dense()
     place = (work or work_folder()) / dense.run_name(images.source)
     shipped = place / "model.json"  # written after the weights: where it is, both are whole
-    while not shipped.exists():
+    recorded = record_path(dense, images.source, folder)
+    while not processes.decide(shipped.exists):
         try:
-            if not record_path(dense, images.source, folder).exists():
+            if not processes.decide(recorded.exists):
                 run(dense, folder=folder, work=work, progress=progress, watch=watch, beside=beside)
                 continue
             with only_here(place):  # recorded on another machine: only the network is made anew, not the record
                 checkpoint = place / "checkpoint.pt"
                 trained = train(dense, images, split, checkpoint=checkpoint, progress=progress, watch=watch)
-                _save_shipped(trained, images, place)
-                delete_checkpoint(checkpoint)
+                if processes.rank() == 0:
+                    _save_shipped(trained, images, place)
+                    delete_checkpoint(checkpoint)
         except RunBusy:
-            if watch is not None and watch(0, {}):
+            if processes.decide(lambda: watch is not None and watch(0, {})):
                 raise Stopped("stopped while another process trains the dense network") from None
             time.sleep(1.0)
     return load_model(shipped)
@@ -175,6 +191,14 @@ def only_here(place: Path, wait: bool = False) -> Iterator[None]:
     Raises:
         RunBusy: another process holds it.
     """
+    with ExitStack() as held:
+        processes.decide(lambda: held.enter_context(_locked(place, wait)))
+        yield
+
+
+@contextmanager
+def _locked(place: Path, wait: bool) -> Iterator[None]:
+    """`only_here` of one process: the first one holds the folder for all that share a run."""
     place.mkdir(parents=True, exist_ok=True)
     with open(place / "lock", "w") as file:
         for attempt in range(LOOKS):
@@ -227,6 +251,7 @@ def make_record(config: RunConfig, images: ImageSet, split: Split, trained: Trai
         data={
             "source": images.source,
             "name": images.name,
+            "pixels": "on disk" if images.streamed else "in memory",
             "digest": images.digest,
             "split_digest": split.digest,
             "train": len(split.train),
@@ -319,5 +344,6 @@ def _environment(device: torch.device) -> dict[str, Any]:
         "machine": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "devices": processes.count(),
         "device": "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
     }

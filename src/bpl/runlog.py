@@ -19,6 +19,7 @@ from typing import Any
 
 from bpl.config import RunConfig
 from bpl.exit_codes import one_line
+from bpl.processes import rank
 from bpl.train import Stopped
 
 LIMIT = 256 << 10  # bytes; some 1,000 epochs. Then the file becomes log.1.jsonl in place of the one before
@@ -39,12 +40,14 @@ class RunLog:
         self._moments: list[tuple[int, float]] = []  # epochs done, and when
 
     def write(self, event: str, **values: Any) -> None:
-        """Append an event.
+        """Append an event; of several processes that share the run the first one does.
 
         Args:
             event: its name.
             **values: what JSON can hold; numbers that are not finite become null.
         """
+        if rank() > 0:
+            return
         line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event} | _plain(values))
         with contextlib.suppress(OSError):
             if self._file.exists() and self._file.stat().st_size > LIMIT:

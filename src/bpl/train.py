@@ -2,10 +2,10 @@
 
 Everything that draws chance is seeded by (seed, epoch), the learning rate is a function of the step, and the state of
 a run is its weights, its momentum and its masks: a run that was killed and resumed ends, on the CPU, with the weights
-of one that was not.
+of one that was not. Where several processes share a run (`bpl.processes`), each goes through this loop with its share
+of every batch, and all of them end with the weights of a run in one process, up to rounding.
 """
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,16 +17,20 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from bpl import processes
 from bpl.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from bpl.compiled import Compiled
 from bpl.config import RunConfig
-from bpl.data import ImageSet, Split, augment, batches, load_images, normalise
+from bpl.data import ImageSet, Share, Split, augment, batches, load_images, normalise
+from bpl.data.streamed import death_said
 from bpl.exit_codes import TRY_AGAIN
 from bpl.finite import check_finite
 from bpl.methods import REGISTRY, Batch, Material, Method, Training
 from bpl.models import build_model
 from bpl.out_of_memory import out_of_memory_said
 from bpl.schedule import SCHEDULES
+from bpl.sharing import check_shared
+from bpl.synchronised import Synchronised
 
 CHECKPOINT_SECONDS = 20.0  # between two checkpoints: this much work is lost to a kill
 CHECKPOINT_COST = 0.4  # seconds; where saving takes longer, it is done as much less often: 2 % of the time at most
@@ -82,6 +86,16 @@ def predict(model: Callable[[Tensor], Tensor], images: ImageSet, indices: Tensor
     return torch.cat(logits)
 
 
+def _predict_together(model: nn.Module, images: ImageSet, indices: Tensor) -> Tensor:
+    """`predict`, the batches dealt out over the processes; each has all logits afterwards."""
+    dealt = torch.arange(len(indices)).split(EVALUATION_BATCH)[processes.rank() :: processes.count()]
+    logits = torch.zeros(len(indices), len(images.classes), device=images.labels.device)
+    if dealt:
+        rows = torch.cat(dealt)
+        logits[rows.to(logits.device)] = predict(model, images, indices[rows])
+    return processes.add_up(logits)
+
+
 def top1(logits: Tensor, labels: Tensor) -> float:
     """Share of the images whose largest logit is their class, in percent."""
     return 100.0 * (logits.argmax(1) == labels).double().mean().item()
@@ -92,6 +106,8 @@ def _seed_of(seed: int, epoch: int, what: int) -> int:
     return (seed * 1_000_003 + epoch) * 16 + what
 
 
+@processes.loss_said()
+@death_said()
 def train(
     config: RunConfig,
     images: ImageSet,
@@ -103,7 +119,7 @@ def train(
     watch: Watch | None = None,
     saved: Callable[[int], None] | None = None,
 ) -> Trained:
-    """Train one network by one method.
+    """Train one network by one method; where `torchrun` started several processes, all of them call it and share it.
 
     Args:
         config: the run.
@@ -123,10 +139,14 @@ def train(
         Stopped: `watch` said so.
         CheckpointError: the checkpoint is corrupt or of another run.
         FloatingPointError: the loss or a weight is no longer finite.
+        WorkerDied: a process that reads images has ended.
+        ProcessLost: another of the processes that share the run has ended.
         OutOfMemory: a step needs more memory than there is.
-        ValueError: the device is not there.
+        ValueError: the device is not there, or the processes cannot share the run.
     """
-    fabric = _fabric(config)
+    fabric = processes.fabric_of(config)
+    check_shared(config)
+    progress = progress and processes.rank() == 0
     stored = _stored(config, images).to(fabric.device)
     images = images.to(fabric.device)
     torch.manual_seed(config.seed)
@@ -134,7 +154,7 @@ def train(
         dense = partial(_train_dense, config, images, split, progress)
     method = REGISTRY[config.method](config, Material(images, split.train, dense, fabric.autocast))
     model = build_model(config.arch, len(images.classes), config.image_size, config.width)
-    state = _resume(checkpoint, config, split)
+    state = processes.decide(lambda: _resume(checkpoint, config, split))
     model = method.prepare(model) if state is None else method.prepare_again(model, state["method"])
     model = model.to(fabric.device, memory_format=torch.channels_last)  # first: a method's masks follow its device
     if state is not None:
@@ -167,18 +187,22 @@ def train(
         added = method.after_epoch(training)
         out.seconds += time.monotonic() - started
 
-        shipped = fabric.setup_module(method.as_shipped(training.model), move_to_device=False).eval()
+        shipped = method.as_shipped(training.model).eval()
         row = {"loss": loss, "learning_rate": training.optimizer.param_groups[0]["lr"], **added}
         for part, indices in (("validation", split.validation), ("test", split.test)):
             if len(indices):
-                row[part] = top1(predict(shipped, images, indices), images.labels[indices.to(images.labels.device)])
+                with fabric.autocast():
+                    logits = _predict_together(shipped, images, indices)
+                row[part] = top1(logits, images.labels[indices.to(images.labels.device)])
         row["at_size"] = float(method.at_size(training))
         for name, value in row.items():
             out.curves.setdefault(name, []).append(value)
         bar.set_postfix(loss=f"{loss:.3f}", test=f"{row['test']:.1f}")
         bar.update()
-        stop = watch is not None and watch(training.epoch, row) and training.epoch < config.epochs
-        if checkpoint is not None and (stop or time.monotonic() - last_save > pause):
+        asked = processes.decide(lambda row=row: watch is not None and watch(training.epoch, row))
+        stop = asked and training.epoch < config.epochs
+        writes = checkpoint is not None and processes.rank() == 0
+        if writes and (stop or time.monotonic() - last_save > pause):
             began = time.monotonic()
             _save(checkpoint, config, split, training, method, out)
             last_save = time.monotonic()
@@ -202,30 +226,19 @@ def _stored(config: RunConfig, images: ImageSet) -> ImageSet:
     """The images that training crops are sampled from: finer than what the network sees, where the config says so."""
     if config.stored_size == images.images.shape[-1]:
         return images
-    stored = load_images(config.dataset, config.stored_size, config.data, progress=False)
+    with processes.first_of_machine_first():
+        stored = load_images(config.dataset, config.stored_size, config.data, progress=False)
     if stored.files != images.files:
         raise ValueError(f"the images of {images.name} changed between two readings: start again")
     return stored
 
 
-def _fabric(config: RunConfig) -> Any:
-    """Device and precision of a run."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is 'cuda': this machine has none that torch can use; allowed are auto and cpu")
-    try:
-        from lightning_fabric import Fabric
-    except ImportError:  # the large package `lightning` holds the same module under another name
-        from lightning.fabric import Fabric
-
-    for package in ("lightning_fabric", "lightning.fabric"):
-        logging.getLogger(package).setLevel(logging.WARNING)  # what it would say is in the record
-    mixed = {"float32": "32-true", "bf16": "bf16-mixed"}
-    return Fabric(accelerator=config.device, devices=1, precision=mixed[config.precision])
-
-
 def _set_up(config: RunConfig, model: nn.Module, fabric: Any) -> nn.Module:
-    """The network as a step calls it: in the precision of the run, and compiled where the config says so."""
-    called = model if config.compile == "off" else Compiled(model, config.compile)
+    """The network as a step calls it: in the precision of the run, shared or, where the config says so, compiled."""
+    if processes.count() > 1:
+        called = Synchronised(model)
+    else:
+        called = model if config.compile == "off" else Compiled(model, config.compile)
     return fabric.setup_module(called, move_to_device=False)
 
 
@@ -242,17 +255,18 @@ def _epoch(
     device = images.images.device
     torch.manual_seed(_seed_of(config.seed, training.epoch, 0))  # dropout
     chance = torch.Generator(device).manual_seed(_seed_of(config.seed, training.epoch, 1))
+    share = Share(processes.rank(), processes.count())
     drop_last = len(indices) > config.batch_size  # a last batch of one image would break batch normalisation
     steps_an_epoch = len(indices) // config.batch_size if drop_last else 1
     step = training.epoch * steps_an_epoch
     total, seen = torch.zeros((), device=device), 0
     module.train()
     order = _seed_of(config.seed, training.epoch, 2)
-    for batch, labels in batches(images.images, images.labels, indices, config.batch_size, order, drop_last):
+    for batch, labels in batches(images.images, images.labels, indices, config.batch_size, order, drop_last, share):
         rate = SCHEDULES[config.schedule](step, steps_an_epoch * config.epochs, config.learning_rate)
         for group in training.optimizer.param_groups:
             group["lr"] = rate
-        x = normalise(augment(batch, config.augmentation, config.image_size, chance), images.mean, images.std)
+        x = normalise(augment(batch, config.augmentation, config.image_size, chance, share), images.mean, images.std)
         x = x.contiguous(memory_format=torch.channels_last)
         loss = method.loss(training, Batch(x, labels), module(x))
         fabric.backward(loss)
@@ -261,8 +275,8 @@ def _epoch(
         training.optimizer.zero_grad()
         method.after_step(training)
         total += loss.detach()  # stays on the device: no synchronisation within an epoch
-        step, seen = step + 1, seen + len(batch)
-    mean = float(total) / steps_an_epoch
+        step, seen = step + 1, seen + share.of * len(batch)
+    mean = float(processes.add_up(total)) / share.of / steps_an_epoch
     check_finite(mean, training.model, f"epoch {training.epoch + 1} of {config.epochs} (learning rate {rate:.2g})")
     return mean, seen
 

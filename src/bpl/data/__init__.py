@@ -1,6 +1,6 @@
 """Images as one tensor, their division into parts, and the batches drawn from them."""
 
-from bpl.data.batches import POLICIES, augment, batches, normalise
+from bpl.data.batches import POLICIES, Share, augment, batches, normalise
 from bpl.data.catalog import CARDS, Archive, Card, DataError
 from bpl.data.download import download
 from bpl.data.image_set import ImageSet, load_images
@@ -15,6 +15,7 @@ __all__ = [
     "Card",
     "DataError",
     "ImageSet",
+    "Share",
     "Split",
     "augment",
     "batches",

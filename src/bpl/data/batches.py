@@ -1,4 +1,4 @@
-"""Batches from a data set that lies whole on the device, augmented there by one sampling grid per batch.
+"""Batches from a data set that lies whole on the device, or on the disk, augmented by one sampling grid per batch.
 
 Every random number comes from a generator on the batch's device, nothing is read back to the host, and no loop runs
 over images: a GPU is never kept waiting. The same code runs on the CPU.
@@ -6,41 +6,71 @@ over images: a GPU is never kept waiting. The same code runs on the CPU.
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 
 from bpl.data.catalog import DataError
+from bpl.data.streamed import StreamedImages
 
 POLICIES = ("none", "flip", "released", "crop-flip", "nadir")
 
 _ATTEMPTS = 10  # torchvision's RandomResizedCrop draws that many windows before it falls back to the centre
 
 
+@dataclass(frozen=True)
+class Share:
+    """The part of every batch that one of several processes sees; together they see all of it.
+
+    Args:
+        number: Which process this is, from 0.
+        of: How many there are.
+    """
+
+    number: int = 0
+    of: int = 1
+
+    def rows(self, total: int) -> slice:
+        """Which images of a batch of ``total`` are this process's: as many as every other's.
+
+        Raises:
+            DataError: They cannot be divided equally.
+        """
+        if total % self.of:
+            raise DataError(f"a batch of {total} images cannot be divided equally over {self.of} processes.")
+        return slice(total // self.of * self.number, total // self.of * (self.number + 1))
+
+
+ALL = Share()
+
+
 def batches(
-    images: torch.Tensor,
+    images: torch.Tensor | StreamedImages,
     labels: torch.Tensor,
     indices: torch.Tensor,
     batch_size: int,
     generator_seed: int | None,
     drop_last: bool = False,
+    share: Share = ALL,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Go once through part of a data set.
 
     Args:
-        images: uint8, N x 3 x H x W, on any device.
+        images: uint8, N x 3 x H x W, on any device, or what stands for them on the disk.
         labels: int64, N, on the same device.
         indices: int64, the part to go through.
         batch_size: Images per batch.
         generator_seed: Seeds the order; ``None`` keeps the order of ``indices``.
         drop_last: Leave out a last batch that is smaller than the others.
+        share: What of each batch to give out; the order is that of the whole.
 
     Returns:
         An iterator over pairs of images (uint8, B x 3 x H x W) and labels (int64, B).
 
     Raises:
-        DataError: The batch size is not positive, or no batch would come out.
+        DataError: The batch size is not positive, no batch would come out, or one cannot be shared.
     """
     if batch_size < 1:
         raise DataError(f"batch_size is {batch_size}; allowed are 1 and more.")
@@ -52,7 +82,10 @@ def batches(
     if generator_seed is not None:
         generator = torch.Generator(images.device).manual_seed(generator_seed)
         order = order[torch.randperm(total, generator=generator, device=images.device)]
-    return ((images[chosen], labels[chosen]) for chosen in order[:end].split(batch_size))
+    parts = [chosen[share.rows(len(chosen))] for chosen in order[:end].split(batch_size)]
+    if isinstance(images, StreamedImages):
+        return zip(images.batches(parts), (labels[chosen] for chosen in parts), strict=True)
+    return ((images[chosen], labels[chosen]) for chosen in parts)
 
 
 def normalise(batch: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
@@ -80,7 +113,9 @@ def _scale_and_shift(mean: tuple, std: tuple, device: torch.device, dtype: torch
         return tuple(torch.tensor(values, device=device, dtype=dtype).view(1, -1, 1, 1) for values in (scale, shift))
 
 
-def augment(batch: torch.Tensor, policy: str, image_size: int, generator: torch.Generator) -> torch.Tensor:
+def augment(
+    batch: torch.Tensor, policy: str, image_size: int, generator: torch.Generator, share: Share = ALL
+) -> torch.Tensor:
     """Change every image of a batch at random, each in its own way.
 
     Args:
@@ -92,6 +127,7 @@ def augment(batch: torch.Tensor, policy: str, image_size: int, generator: torch.
             and colour shifts).
         image_size: Height and width of the result, in pixels.
         generator: On the batch's device.
+        share: What of a larger batch this is: each image is changed as it would be there.
 
     Returns:
         Float, B x 3 x image_size x image_size, on the scale of the batch; float32 for uint8.
@@ -103,37 +139,47 @@ def augment(batch: torch.Tensor, policy: str, image_size: int, generator: torch.
         raise DataError(f"unknown augmentation {policy!r}; allowed are {', '.join(POLICIES)}.")
     if not batch.is_floating_point():
         batch = batch.float()
+    draws = _Draws(generator, len(batch), share)
     if policy == "flip":
-        flipped = _coin(batch, generator).view(-1, 1, 1, 1)
+        flipped = draws.coin().view(-1, 1, 1, 1)
         batch = torch.where(flipped, batch.flip(-1), batch)
     elif policy == "released":
-        window = _released_windows(batch, generator)
-        batch = _sample_window(batch, *window, image_size, flip=_coin(batch, generator))
+        window = _released_windows(batch, draws)
+        batch = _sample_window(batch, *window, image_size, flip=draws.coin())
     elif policy == "crop-flip":
-        window = _square_windows(batch, generator)
-        batch = _sample_window(batch, *window, image_size, flip=_coin(batch, generator))
+        window = _square_windows(batch, draws)
+        batch = _sample_window(batch, *window, image_size, flip=draws.coin())
     elif policy == "nadir":
-        batch = _shift_colours(_sample_turned(batch, image_size, generator), generator)
+        batch = _shift_colours(_sample_turned(batch, image_size, draws), draws)
     if batch.shape[-2:] != (image_size, image_size):
         batch = F.interpolate(batch, size=(image_size, image_size), mode="bilinear", antialias=True)
     return batch
 
 
-def _uniform(batch: torch.Tensor, generator: torch.Generator, low: float, high: float, *shape: int) -> torch.Tensor:
-    """float32 numbers in low..high, one per image or B x shape."""
-    return torch.rand(len(batch), *shape, generator=generator, device=batch.device) * (high - low) + low
+@dataclass(frozen=True)
+class _Draws:
+    """Random numbers for the images of a batch: drawn for the whole of it, given out for the share that is here."""
+
+    generator: torch.Generator
+    here: int
+    share: Share = ALL
+
+    def uniform(self, low: float, high: float, *shape: int) -> torch.Tensor:
+        """float32 numbers in low..high, one per image or B x shape."""
+        whole = self.here * self.share.of
+        drawn = torch.rand(whole, *shape, generator=self.generator, device=self.generator.device)
+        return drawn[self.share.rows(whole)] * (high - low) + low
+
+    def coin(self) -> torch.Tensor:
+        """A fair coin per image: bool, B."""
+        return self.uniform(0, 1) < 0.5
 
 
-def _coin(batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """A fair coin per image: bool, B."""
-    return _uniform(batch, generator, 0, 1) < 0.5
-
-
-def _released_windows(batch: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+def _released_windows(batch: torch.Tensor, draws: _Draws) -> tuple[torch.Tensor, ...]:
     """Windows as torchvision's RandomResizedCrop draws them: left, top, width, height in whole pixels, each B."""
     height, width = batch.shape[-2:]
-    area = _uniform(batch, generator, 0.08, 1, _ATTEMPTS) * (height * width)
-    ratio = _uniform(batch, generator, math.log(3 / 4), math.log(4 / 3), _ATTEMPTS).exp()
+    area = draws.uniform(0.08, 1, _ATTEMPTS) * (height * width)
+    ratio = draws.uniform(math.log(3 / 4), math.log(4 / 3), _ATTEMPTS).exp()
     widths = (area * ratio).sqrt().round()
     heights = (area / ratio).sqrt().round()
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
@@ -144,19 +190,19 @@ def _released_windows(batch: torch.Tensor, generator: torch.Generator) -> tuple[
     chosen_width = torch.where(found, widths.gather(1, first).squeeze(1), widest)
     chosen_height = torch.where(found, heights.gather(1, first).squeeze(1), tallest)
     # 1 - 2^-24 times a large room rounds up to the room itself: hence the minimum.
-    left = (_uniform(batch, generator, 0, 1) * (width - chosen_width + 1)).floor().minimum(width - chosen_width)
-    top = (_uniform(batch, generator, 0, 1) * (height - chosen_height + 1)).floor().minimum(height - chosen_height)
+    left = (draws.uniform(0, 1) * (width - chosen_width + 1)).floor().minimum(width - chosen_width)
+    top = (draws.uniform(0, 1) * (height - chosen_height + 1)).floor().minimum(height - chosen_height)
     left = torch.where(found, left, (width - widest) // 2)
     top = torch.where(found, top, (height - tallest) // 2)
     return left, top, chosen_width, chosen_height
 
 
-def _square_windows(batch: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+def _square_windows(batch: torch.Tensor, draws: _Draws) -> tuple[torch.Tensor, ...]:
     """Windows of 0.6..1 of the area, of the image's own aspect ratio, anywhere: left, top, width, height, each B."""
     height, width = batch.shape[-2:]
-    side = _uniform(batch, generator, 0.6, 1).sqrt()
-    left = _uniform(batch, generator, 0, 1) * (1 - side) * width
-    top = _uniform(batch, generator, 0, 1) * (1 - side) * height
+    side = draws.uniform(0.6, 1).sqrt()
+    left = draws.uniform(0, 1) * (1 - side) * width
+    top = draws.uniform(0, 1) * (1 - side) * height
     return left, top, side * width, side * height
 
 
@@ -187,14 +233,14 @@ def _sample_window(
     return _sample(batch, grid, "border")
 
 
-def _sample_turned(batch: torch.Tensor, image_size: int, generator: torch.Generator) -> torch.Tensor:
+def _sample_turned(batch: torch.Tensor, image_size: int, draws: _Draws) -> torch.Tensor:
     """Both flips, a quarter turn, +-15 degrees and a window of 0.6..1 of the area, in one affine map per image."""
-    side = _uniform(batch, generator, 0.6, 1).sqrt()
-    quarter = (_uniform(batch, generator, 0, 4)).floor().clamp(max=3) * (math.pi / 2)
-    angle = quarter + _uniform(batch, generator, -15, 15) * (math.pi / 180)
-    mirror_x = 1 - 2 * _coin(batch, generator).float()
-    mirror_y = 1 - 2 * _coin(batch, generator).float()
-    centre = _uniform(batch, generator, -1, 1, 2) * (1 - side)[:, None]
+    side = draws.uniform(0.6, 1).sqrt()
+    quarter = (draws.uniform(0, 4)).floor().clamp(max=3) * (math.pi / 2)
+    angle = quarter + draws.uniform(-15, 15) * (math.pi / 180)
+    mirror_x = 1 - 2 * draws.coin().float()
+    mirror_y = 1 - 2 * draws.coin().float()
+    centre = draws.uniform(-1, 1, 2) * (1 - side)[:, None]
     cosine, sine = angle.cos() * side, angle.sin() * side
     rows_x = torch.stack([mirror_x * cosine, -mirror_y * sine, centre[:, 0]], dim=1)
     rows_y = torch.stack([mirror_x * sine, mirror_y * cosine, centre[:, 1]], dim=1)
@@ -216,10 +262,10 @@ def _sample(batch: torch.Tensor, grid: torch.Tensor, padding: str) -> torch.Tens
     )
 
 
-def _shift_colours(batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _shift_colours(batch: torch.Tensor, draws: _Draws) -> torch.Tensor:
     """Contrast and brightness +-20 %, each channel +-5 %: factors only, which suit any scale whose zero is black."""
-    contrast = _uniform(batch, generator, 0.8, 1.2, 1, 1, 1)
-    brightness = _uniform(batch, generator, 0.8, 1.2, 1, 1, 1)
-    colour = _uniform(batch, generator, 0.95, 1.05, batch.shape[1], 1, 1)
+    contrast = draws.uniform(0.8, 1.2, 1, 1, 1)
+    brightness = draws.uniform(0.8, 1.2, 1, 1, 1)
+    colour = draws.uniform(0.95, 1.05, batch.shape[1], 1, 1)
     grey = batch.mean(dim=(1, 2, 3), keepdim=True)
     return (((batch - grey) * contrast + grey) * (brightness * colour)).to(batch.dtype)

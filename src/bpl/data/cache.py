@@ -47,7 +47,7 @@ def load(name: str, key: str) -> tuple[np.ndarray, str] | None:
         The pixels (uint8, N x 3 x H x W, writable) and their SHA-256, or ``None`` where there is no sound entry. A
         corrupt one is remarked upon in one sentence on stderr.
     """
-    path = _entry(name, key)
+    path = entry(name, key)
     try:
         with path.open("rb") as file:
             header = json.loads(file.readline(4096))
@@ -69,7 +69,7 @@ def load(name: str, key: str) -> tuple[np.ndarray, str] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, MemoryError) as error:
-        _say(f"cache file '{path}' is not usable ({error}); decoding the images again.")
+        say(f"cache file '{path}' is not usable ({error}); decoding the images again.")
         return None
     return pixels, digest
 
@@ -85,7 +85,7 @@ def store(name: str, key: str, pixels: np.ndarray) -> str:
     Returns:
         The SHA-256 of the pixels.
     """
-    path = _entry(name, key)
+    path = entry(name, key)
     digest = hashlib.sha256(pixels).hexdigest()
     header = json.dumps({"key": key, "shape": pixels.shape, "sha256": digest}).encode() + b"\n"
     try:
@@ -94,16 +94,16 @@ def store(name: str, key: str, pixels: np.ndarray) -> str:
             path.unlink()
         write_atomic(path, (header, memoryview(pixels).cast("B")))
     except OSError as error:
-        _say(f"decoded images are not kept in '{path.parent}' ({error.strerror or error}); the next run decodes again.")
+        say(f"decoded images are not kept in '{path.parent}' ({error.strerror or error}); the next run decodes again.")
     return digest
 
 
-def _entry(name: str, key: str) -> Path:
+def entry(name: str, key: str) -> Path:
     """The file of one entry; the name is there for people, the key makes it unique."""
     readable = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in name)[:40]
     return cache_folder() / f"{readable}-{key[:24]}.pixels"
 
 
-def _say(sentence: str) -> None:
-    """Tell the user on stderr; not a Python warning, which a strict caller would turn into an error."""
+def say(sentence: str) -> None:
+    """Tell the user a sentence on stderr; not a Python warning, which a strict caller would turn into an error."""
     print(f"bpl: {sentence}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import sys
 from dataclasses import dataclass, replace
 from importlib.resources.abc import Traversable
@@ -13,18 +14,22 @@ import torch
 
 from bpl.data import cache, folders
 from bpl.data.catalog import CARDS, Card, DataError
+from bpl.data.memory_limit import VARIABLE, in_bytes, memory_limit
+from bpl.data.rows import stream
+from bpl.data.statistics import channel_statistics
+from bpl.data.streamed import StreamedImages
 
 _SIZES = (8, 1024)
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A whole data set in memory.
+    """A whole data set, its pixels in memory or, where they would take too much of it, on the disk.
 
     Args:
         name: The data set asked for, or the folder's name.
         source: ``"real"`` or ``"synthetic"``.
-        images: uint8, N x 3 x H x W.
+        images: uint8, N x 3 x H x W: a tensor, or what stands for one where pixels are streamed from disk.
         labels: int64, N, indices into ``classes``.
         classes: Class names, sorted for real images.
         files: ``class/filename`` of every image, unique.
@@ -36,7 +41,7 @@ class ImageSet:
 
     name: str
     source: str
-    images: torch.Tensor
+    images: torch.Tensor | StreamedImages
     labels: torch.Tensor
     classes: tuple[str, ...]
     files: tuple[str, ...]
@@ -46,12 +51,17 @@ class ImageSet:
     root: Path | None
 
     def to(self, device: torch.device | str) -> "ImageSet":
-        """The same set with pixels and labels on a device."""
+        """The same set with pixels, or the batches that are read of them, and labels on a device."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the pixels stay on the disk."""
+        return isinstance(self.images, StreamedImages)
 
 
 def load_images(dataset: str, image_size: int, data: str | Path = "auto", progress: bool = True) -> ImageSet:
-    """Load a data set at one image size.
+    """Load a data set at one image size. Real images that exceed `memory_limit` stay on the disk, and that is said.
 
     Args:
         dataset: A name from `CARDS`, or a path to a folder that holds one folder of images per class.
@@ -152,18 +162,28 @@ def _load_real(
     """List, decode or take from the cache."""
     listing = list_known(card, folder) if card else folders.list_images(folder)
     key = cache.cache_key(files=listing.files, stamps=listing.stamps, image_size=image_size)
+    shape = (len(listing.files), 3, image_size, image_size)
+    known = None if card is None or card.mean is None or card.std is None else (card.mean, card.std)
+    if (needed := math.prod(shape)) > (limit := memory_limit()):
+        cache.say(
+            f"the pixels of '{name}' at {image_size} x {image_size} take {in_bytes(needed)}, more than the "
+            f"{in_bytes(limit)} that they may have of the memory: they stay on the disk ({VARIABLE} sets the limit)."
+        )
+        source, facts = stream(name, key, listing, image_size, progress)
+        images, statistics = StreamedImages(source, shape), known or facts.statistics
+        return _assemble(
+            name, "real", images, facts.sha256, listing.labels, listing.classes, listing.files, statistics, root
+        )
     cached = cache.load(name, key)
     if cached is None:
         pixels = folders.decode_all(listing, image_size, progress)
         pixels_digest = cache.store(name, key, pixels)
     else:
         pixels, pixels_digest = cached
-    if card is not None and card.mean is not None and card.std is not None:
-        statistics = card.mean, card.std
-    else:
-        statistics = _channel_statistics(pixels)
+    statistics = known or channel_statistics(pixels)
+    images = torch.from_numpy(pixels)
     return _assemble(
-        name, "real", pixels, pixels_digest, listing.labels, listing.classes, listing.files, statistics, root
+        name, "real", images, pixels_digest, listing.labels, listing.classes, listing.files, statistics, root
     )
 
 
@@ -207,33 +227,19 @@ def _load_synthetic(name: str, image_size: int) -> ImageSet:
     files = tuple(
         f"{classes[label]}/{classes[label]}_{index % per_class:03d}.png" for index, label in enumerate(labels)
     )
-    statistics = _channel_statistics(pixels)
-    return _assemble(name, "synthetic", pixels, pixels_digest, labels, classes, files, statistics, None)
+    statistics = channel_statistics(pixels)
+    images = torch.from_numpy(pixels)
+    return _assemble(name, "synthetic", images, pixels_digest, labels, classes, files, statistics, None)
 
 
-def _channel_statistics(pixels: np.ndarray) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation per channel, 0..1, from exact integer histograms (the same on every machine)."""
-    values = np.arange(256) / 255
-    means, deviations = [], []
-    for channel in range(3):
-        counts = np.zeros(256, dtype=np.int64)
-        for image in pixels[:, channel]:
-            counts += np.bincount(image.reshape(-1), minlength=256)
-        mean = float((counts * values).sum() / counts.sum())
-        variance = float((counts * (values - mean) ** 2).sum() / counts.sum())
-        means.append(mean)
-        deviations.append(max(variance**0.5, 1 / 255))  # a set of flat images must not divide by zero
-    return tuple(means), tuple(deviations)
-
-
-def _assemble(name, source, pixels, pixels_digest, labels, classes, files, statistics, root) -> ImageSet:
+def _assemble(name, source, images, pixels_digest, labels, classes, files, statistics, root) -> ImageSet:
     """Put the parts together and sign them."""
     labels = np.asarray(labels, dtype=np.int64)
-    signed = json.dumps([files, labels.tolist(), list(pixels.shape), pixels_digest])
+    signed = json.dumps([files, labels.tolist(), list(images.shape), pixels_digest])
     return ImageSet(
         name=name,
         source=source,
-        images=torch.from_numpy(pixels),
+        images=images,
         labels=torch.from_numpy(labels),
         classes=tuple(classes),
         files=tuple(files),

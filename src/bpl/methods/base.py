@@ -118,7 +118,13 @@ class Method:
     Args:
         config: the run.
         material: images and the dense network, for those who need them.
+
+    Attributes:
+        shares_batches: whether several processes may train it, each on its share of every batch: its loss is a mean
+            over images plus terms of the weights alone, and one process decides for all (`bpl.processes.decide`).
     """
+
+    shares_batches = True
 
     def __init__(self, config: RunConfig, material: Material):
         self.config = config

@@ -44,6 +44,8 @@ class CompactKD(Taught):
         material: gives the dense network.
     """
 
+    shares_batches = False
+
     def __init__(self, config: RunConfig, material: Material):
         super().__init__(config, material)
         self.freeze_epoch = max(1, round(config.freeze_at * config.epochs))

@@ -64,6 +64,8 @@ class DDSL(Taught, Pruned):
         material: gives the dense network and the held-out images.
     """
 
+    shares_batches = False
+
     def __init__(self, config: RunConfig, material: Material):
         super().__init__(config, material)
         self.start_epoch = min(self.freeze_epoch, max(1, round(START_AT * config.epochs)))

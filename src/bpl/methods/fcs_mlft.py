@@ -66,6 +66,8 @@ class FCSMLFT(FineTuned):
         material: gives the dense network, and the images whose feature maps are looked at.
     """
 
+    shares_batches = False
+
     def __init__(self, config: RunConfig, material: Material):
         super().__init__(config, material)
         self.peer_masks: dict[str, Tensor] = {}

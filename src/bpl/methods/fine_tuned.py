@@ -14,6 +14,7 @@ from bpl.config import RunConfig
 from bpl.measure import count_macs
 from bpl.methods.base import Material
 from bpl.methods.taught import Taught
+from bpl.processes import decide
 from bpl.pruning import slim
 
 
@@ -57,8 +58,9 @@ class FineTuned(Taught):
         return slim(dense, self.masks).requires_grad_(True)
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        self.masks = self.choose(self.teacher)
-        return self.network(self.teacher)
+        dense = self.teacher  # all processes train it together; one looks at its maps
+        self.masks = decide(lambda: self.choose(dense))
+        return self.network(dense)
 
     def prepare_again(self, model: nn.Module, state: dict[str, Any]) -> nn.Module:
         self.masks = state["masks"]

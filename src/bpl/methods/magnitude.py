@@ -20,6 +20,7 @@ from bpl.config import LEAKING_MASKS, RunConfig
 from bpl.hardware import config_widths
 from bpl.methods.base import Material, Method, Training
 from bpl.partner import fuse_partners, partner_blocks
+from bpl.processes import decide
 from bpl.pruning import MaskHolder, prune_masks, slim
 
 
@@ -43,7 +44,7 @@ class Pruned(Method):
         self._holder: MaskHolder | None = None  # acts after every step, once masks are frozen and not yet slimmed
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        self.widths = config_widths(self.config, model)
+        self.widths = decide(lambda: config_widths(self.config, model))
         return model
 
     # -- ranking and freezing -------------------------------------------------------------------------------------
@@ -70,7 +71,9 @@ class Pruned(Method):
 
     def _rank(self, model: nn.Module) -> dict[str, Tensor]:
         c = self.config
-        return prune_masks(model, c.ratio, c.criterion, c.scope, c.round_to, seed=c.seed, widths=self.widths)
+        return decide(
+            lambda: prune_masks(model, c.ratio, c.criterion, c.scope, c.round_to, seed=c.seed, widths=self.widths)
+        )
 
     def _freeze(self, training: Training) -> None:
         self.frozen = True

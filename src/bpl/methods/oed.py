@@ -100,6 +100,8 @@ class OED(Method):
         material: gives the number of training images.
     """
 
+    shares_batches = False
+
     def __init__(self, config: RunConfig, material: Material):
         super().__init__(config, material)
         if config.sparsity is not None and config.budget is not None:

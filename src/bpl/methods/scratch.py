@@ -5,6 +5,7 @@ from torch import nn
 from bpl.hardware import config_widths
 from bpl.methods.base import Method
 from bpl.models import initialise
+from bpl.processes import decide
 from bpl.pruning import prune_masks, slim
 
 
@@ -13,7 +14,7 @@ class Scratch(Method):
 
     def prepare(self, model: nn.Module) -> nn.Module:
         config = self.config
-        widths = config_widths(config, model)
+        widths = decide(lambda: config_widths(config, model))
         masks = prune_masks(model, config.ratio, scope=config.scope, round_to=config.round_to, widths=widths)
         narrow = initialise(slim(model, masks))
         for module in narrow.modules():

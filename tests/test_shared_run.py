@@ -1,0 +1,169 @@
+"""One run shared by two processes (gloo, started by torchrun): the numbers of one, one record, kill and resume."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import shared_runs
+import torch
+from safetensors.torch import load_file
+from support import SMALL, files_below, places_fixture, tree_fixture  # noqa: F401
+
+from bpl import processes
+from bpl.cli import main
+from bpl.config import RunConfig
+from bpl.records import load_record
+from bpl.sharing import check_shared
+
+pytestmark = pytest.mark.usefixtures("places")
+
+RATE = {"learning_rate": 0.005, "epochs": 4}
+JOBS = [
+    SMALL | RATE | {"method": "bpl", "mask": "soft", "freeze_at": 0.5},
+    SMALL | RATE | {"method": "bpl", "ratio": 0.5, "slim_at": "none", "augmentation": "released"},
+    SMALL | RATE | {"method": "kd", "teacher_epochs": 2, "epochs": 2},
+]
+MORE_JOBS = [
+    SMALL | RATE | {"method": "scratch", "stored_size": 48, "image_size": 40},
+    SMALL | RATE | {"method": "sfp", "scope": "all"},
+    SMALL | RATE | {"method": "fpgm", "schedule": "released"},
+    SMALL | RATE | {"method": "random"},
+    SMALL | RATE | {"method": "l1", "target": "macs:0.5"},
+    SMALL | RATE | {"method": "self_kd"},
+    SMALL | RATE | {"method": "hrank", "teacher_epochs": 1},
+    SMALL | RATE | {"method": "bpl", "partner": "dbb", "kernel_norm": "fixed"},
+    SMALL | RATE | {"method": "dense", "arch": "mobilenet_v2"},
+]
+
+
+def started(place: Path, tree: Path, jobs: list[dict], *words: object) -> subprocess.CompletedProcess:
+    """Two processes at work on the jobs."""
+    words = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        Path(shared_runs.__file__), place, tree, json.dumps(jobs), *words,
+    ]  # fmt: skip
+    return subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=600)
+
+
+def records_below(place: Path) -> dict[str, object]:
+    return {path.name: load_record(path) for path in sorted(place.glob("results/*/*.json"))}
+
+
+def check_same(one: Path, two: Path) -> None:
+    """Losses, masks, accuracies and shipped weights of runs in one process and in two agree up to rounding."""
+    alone, shared = records_below(one), records_below(two)
+    assert alone.keys() == shared.keys() and alone
+    for name, record in alone.items():
+        other = shared[name]
+        assert (record.environment["devices"], other.environment["devices"]) == (1, 2)
+        assert record.widths == other.widths and record.cost["training_macs"] == other.cost["training_macs"]
+        assert len(other.curves["loss"]) == record.config["epochs"]
+        for curve in record.curves.keys() - {"test", "validation"}:
+            assert other.curves[curve] == pytest.approx(record.curves[curve], rel=1e-4, abs=1e-6), (name, curve)
+        for part in ("test", "validation"):  # 16 and 8 images: one may lie on the border between two classes
+            assert other.curves[part] == pytest.approx(record.curves[part], abs=13), (name, part)
+        weights, others = (load_file(p / "work" / record.name / "model.safetensors") for p in (one, two))
+        assert weights.keys() == others.keys()
+        for key, weight in weights.items():
+            scale = float(weight.abs().max()) or 1.0
+            assert float((weight - others[key]).abs().max()) < 2e-3 * scale, (name, key)
+
+
+@pytest.fixture(scope="module")
+def two_processes(tree, tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("two")
+    environment = {"BPL_CACHE": str(place / "cache"), "OMP_NUM_THREADS": "1"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        done = started(place, tree, JOBS)
+    assert done.returncode == 0, done.stderr
+    assert "Error" not in done.stderr, done.stderr
+    return place
+
+
+def test_two_processes_give_what_one_does(two_processes, tree, tmp_path, monkeypatch):
+    """BPL with masks, partners, slimming; held masks; a teacher. The layers are compared in float64 in the script."""
+    shared_runs.perform(tmp_path, str(tree), JOBS, monkeypatch.setattr)
+    check_same(tmp_path, two_processes)
+
+
+def test_only_the_first_process_writes(two_processes):
+    """A record, a log and a network for each of the runs (a teacher among them), and nothing half-written."""
+    names = [name.removesuffix(".json") for name in records_below(two_processes)]
+    assert len(names) == 4
+    left = ["lock", "log.jsonl", "model.json", "model.safetensors"]
+    assert files_below(two_processes / "work") == sorted(f"{name}/{file}" for name in names for file in left)
+    for name in names:
+        log = [json.loads(line) for line in (two_processes / "work" / name / "log.jsonl").read_text().splitlines()]
+        epochs = [event["epoch"] for event in log if event["event"] == "epoch"]
+        assert epochs == list(range(1, len(epochs) + 1))
+        assert [event["event"] for event in log].count("finished") == 1
+
+
+def test_a_killed_process_ends_the_job_and_a_restart_goes_on(two_processes, tree, tmp_path):
+    """The second of two processes dies in the third epoch, after the slimming; the end is that of the run unkilled."""
+    died = started(tmp_path, tree, JOBS[:1], 8)
+    assert died.returncode != 0
+    assert len(list((tmp_path / "work").glob("*/checkpoint.pt"))) == 1
+    assert not records_below(tmp_path)
+    done = started(tmp_path, tree, JOBS[:1])
+    assert done.returncode == 0, done.stderr
+    ((name, record),) = records_below(tmp_path).items()
+    unkilled = records_below(two_processes)[name]
+    assert record.curves == unkilled.curves
+    weights, others = (load_file(p / "work" / record.name / "model.safetensors") for p in (tmp_path, two_processes))
+    assert all(torch.equal(weights[key], others[key]) for key in others)
+    log = [json.loads(line) for line in (tmp_path / "work" / record.name / "log.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in log].count("started") == 2
+    assert [event["epoch"] for event in log if event["event"] == "epoch"] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_other_methods_in_two_processes_give_what_one_does(tree, tmp_path, monkeypatch):
+    done = started(tmp_path / "two", tree, MORE_JOBS)
+    assert done.returncode == 0, done.stderr
+    shared_runs.perform(tmp_path / "one", str(tree), MORE_JOBS, monkeypatch.setattr)
+    check_same(tmp_path / "one", tmp_path / "two")
+
+
+# -- what is refused ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"method": "oed"}, "method 'oed' runs in one process, and 3 were started: .* dense, scratch, bpl, l1, sfp"),
+        ({"method": "dense", "batch_size": 16}, "batch_size is 16: with 3 processes it must be a multiple of 3"),
+        ({"method": "dense", "batch_size": 18, "compile": "default"}, "compile is 'default': with 3 processes .* off"),
+        ({"method": "bpl", "batch_size": 18, "diversity_form": "feature-cosine"}, "diversity_form is 'feature-cosine'"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused_in_a_sentence(fields, said, tree, monkeypatch):
+    config = RunConfig(dataset=str(tree), **SMALL | fields)
+    check_shared(config)  # in one process anything goes
+    monkeypatch.setattr(processes, "count", lambda: 3)
+    with pytest.raises(ValueError, match=said):
+        check_shared(config)
+
+
+def test_every_other_command_is_refused_under_torchrun(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as ended:
+        main(["data"])
+    assert ended.value.code == 2
+    assert "2 processes were started, as by torchrun: they can share 'bpl run' only" in capsys.readouterr().err
+
+
+def test_how_many_devices_shared_a_run_is_no_part_of_its_identity(two_processes, tree):
+    names = {RunConfig(dataset=str(tree), **fields).run_name("real") for fields in JOBS}
+    assert names < {name.removesuffix(".json") for name in records_below(two_processes)}
+
+
+def test_the_end_of_another_process_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    said = "another of the 2 processes of this run has ended"
+    with pytest.raises(processes.ProcessLost, match=said), processes.loss_said():
+        raise RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:1234")
+    with pytest.raises(RuntimeError, match="something else"), processes.loss_said():
+        raise RuntimeError("something else")
