@@ -1,12 +1,7 @@
 """The training loop: schedules, determinism, kill and resume, what may never influence a run, odd sizes."""
 
-import json
 import math
-import os
-import random
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -91,79 +86,7 @@ def test_seeds_differ_in_every_epoch_and_for_every_purpose():
     assert len(set(drawn)) == len(drawn)
 
 
-# -- kill and resume ----------------------------------------------------------------------------------------------
-FOUR = SMALL | {"epochs": 4}
-KILLED = {
-    "dense": {"method": "dense"},
-    "scratch": {"method": "scratch"},
-    "bpl": {"method": "bpl", "mask": "soft", "freeze_at": 0.5},
-    "bpl-masked": {"method": "bpl", "mask": "soft", "freeze_at": 0.5, "slim_at": "none"},
-    "bpl-released": {"method": "bpl", "mask": "released"},
-    "bpl-leaking-norms": {"method": "bpl", "mask": "leaking", "kernel_norm": "fixed"},
-    "bpl-features-bf16": {
-        "method": "bpl", "freeze_at": 0.5, "diversity_form": "feature-squared", "precision": "bf16",
-        "augmentation": "nadir",
-    },
-    "sfp": {"method": "sfp", "freeze_at": 0.5, "schedule": "released"},
-}  # fmt: skip
-
-
-def _kill(tree: Path, work: Path, jobs: dict) -> dict:
-    """All jobs in one process that forks: starting Python once per kill would cost a minute."""
-    script = Path(__file__).with_name("killed_runs.py")
-    done = subprocess.run(
-        [sys.executable, script, tree, work],
-        input=json.dumps(jobs),
-        env=os.environ | {"BPL_CACHE": str(work / "cache"), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-def _assert_nothing_was_lost(result: dict, kills: int) -> None:
-    assert result["killed"] == kills
-    epochs = [epoch for epoch, _ in result["resumed"]]
-    assert epochs == sorted(epochs)
-    assert epochs  # at least one attempt went on from a checkpoint
-    assert result["identical"] == dict.fromkeys(["network", "small", "curves", "training_macs"], True)
-
-
-@pytest.fixture(scope="module")
-def killed(tree, tmp_path_factory):
-    chance = random.Random(0)
-    # An epoch has 3 steps and 2 events of the checkpoint. The first kill falls into the second epoch, the second at
-    # least an epoch later.
-    jobs = {
-        name: [FOUR | fields, [chance.randint(6, 9), chance.randint(8, 13)]]
-        for name, fields in KILLED.items()
-        if name != "bpl-features-bf16"
-    }
-    return _kill(tree, tmp_path_factory.mktemp("killed"), jobs)
-
-
-@pytest.mark.parametrize("name", [name for name in KILLED if name != "bpl-features-bf16"])
-def test_a_run_that_was_killed_twice_ends_as_one_that_was_not(killed, name):
-    _assert_nothing_was_lost(killed[name], kills=2)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
-def test_a_run_that_was_killed_at_many_random_moments_ends_as_one_that_was_not(tree, tmp_path, seed):
-    chance = random.Random(seed)
-    moments = {name: [chance.randint(6, 9), *(chance.randint(1, 7) for _ in range(4))] for name in KILLED}
-    results = _kill(tree, tmp_path, {name: [SMALL | {"epochs": 12} | KILLED[name], moments[name]] for name in KILLED})
-    for result in results.values():
-        _assert_nothing_was_lost(result, kills=5)
-
-
-@pytest.mark.parametrize("name", ["bpl", "bpl-masked", "sfp"])
-def test_the_kills_fell_before_and_after_the_freeze(killed, name):
-    assert {frozen for _, frozen in killed[name]["resumed"]} == {False, True}
-
-
+# -- resuming (kills: tests/faults) -----------------------------------------------------------------------------------
 def test_a_run_that_was_killed_after_its_last_epoch_only_has_to_be_measured(tree, tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["bpl.train"], "CHECKPOINT_SECONDS", -1.0)
     config = small(tree, "bpl")

@@ -69,6 +69,23 @@ def write_together(files: Mapping[Path, Buffer | Iterable[Buffer]]) -> None:
         _sync_folder(folder)
 
 
+def check_writable(folder: Path) -> None:
+    """Make a folder where there is none, and a file in it that has no name and leaves no trace.
+
+    Args:
+        folder: where something will be written later.
+
+    Raises:
+        OSError: it cannot be; the message names the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        error.filename = str(folder)
+        raise
+
+
 def _temporary(path: Path) -> tuple[int, str]:
     """A new temporary file beside ``path``, locked: its descriptor and name."""
     while True:

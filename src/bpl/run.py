@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bpl import processes
+from bpl.atomic import check_writable
 from bpl.checkpoint import delete_checkpoint
 from bpl.config import RunConfig
 from bpl.data import ImageSet, Split, load_images, make_split
@@ -84,6 +85,7 @@ def run(
     with only_here(place, wait):
         if (record := processes.decide(recorded)) is not None:  # finished by another process meanwhile
             return record
+        processes.decide(lambda: check_writable(path.parent))  # now: what is wrong must not come out after hours
         with logged(place, config) as log:
             if repeat:
                 processes.decide(lambda: delete_checkpoint(checkpoint))
@@ -111,7 +113,10 @@ def run(
             def finish() -> Record:
                 record = make_record(config, images, split, trained, beside)
                 _save_shipped(trained, images, place)
-                save_record(record, path)
+                if path.exists() and not repeat:  # recorded meanwhile from another work folder, whose lock is another
+                    record = load_record(path)
+                else:
+                    save_record(record, path)
                 delete_checkpoint(checkpoint)
                 log.write("finished", test=record.accuracy["test"], seconds=record.seconds, record=path.name)
                 return record
