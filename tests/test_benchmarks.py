@@ -12,6 +12,7 @@ from bpl.pruning import MaskHolder
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import steps
+import streaming
 import training
 import whole_training
 
@@ -148,3 +149,14 @@ def test_things_take_turns_and_the_warm_up_is_not_counted():
 def test_quartiles():
     assert quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == (2.0, 3.0, 4.0)
     assert quartiles([7.0]) == (7.0, 7.0, 7.0)
+
+
+def test_streaming_reads_the_same_images_three_ways(tmp_path, monkeypatch):
+    monkeypatch.setenv("BPL_MEMORY", "1GB")  # both variables are set anew by the benchmark
+    monkeypatch.setenv("BPL_CACHE", "none")
+    first, *lines = streaming.compare(tmp_path, images=60, image_size=32, batch=16, rounds=1).splitlines()
+    assert first.startswith("60 images at 32 x 32, batch 16, ")
+    words = [line.split()[0] for line in lines]
+    assert words == ["batches", "memory", "rows", "files", "training,", "memory", "rows", "files"]
+    assert all(float(line.split()[1]) > 0 for line in lines if line.startswith("  "))
+    assert [line.split()[3] for line in lines if "memory " in line and line.startswith("  memory")] == ["1.00", "1.00"]

@@ -1,6 +1,7 @@
 """One run shared by two processes (gloo, started by torchrun): the numbers of one, one record, kill and resume."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,11 @@ import torch
 from safetensors.torch import load_file
 from support import SMALL, files_below, places_fixture, tree_fixture  # noqa: F401
 
+import bpl
 from bpl import processes
 from bpl.cli import main
 from bpl.config import RunConfig
+from bpl.memory import step_memory
 from bpl.records import load_record
 from bpl.sharing import check_shared
 
@@ -158,6 +161,19 @@ def test_every_other_command_is_refused_under_torchrun(monkeypatch, capsys):
 def test_how_many_devices_shared_a_run_is_no_part_of_its_identity(two_processes, tree):
     names = {RunConfig(dataset=str(tree), **fields).run_name("real") for fields in JOBS}
     assert names < {name.removesuffix(".json") for name in records_below(two_processes)}
+
+
+@pytest.mark.parametrize("arch", ["resnet50", "resnet101"])
+def test_what_the_book_says_of_fsdp_is_counted(arch):
+    page = (Path(__file__).parent.parent / "book" / "scale.md").read_text()
+    ((parameters, state, peak),) = re.findall(
+        rf"\| {arch.replace('resnet', 'ResNet-')} \| ([\d.]+) million \| (\d+) MB \| ([\d.]+) GB \|", page
+    )
+    model = bpl.grow_partners(bpl.build_model(arch, 21, image_size=256))
+    memory = step_memory(model, 256, 64)
+    assert parameters == f"{bpl.count_params(model) / 1e6:.1f}"
+    assert state == f"{3 * memory.momentum / 1e6:.0f}"
+    assert peak == f"{memory.peak / 1e9:.1f}"
 
 
 def test_the_end_of_another_process_is_one_sentence(monkeypatch):
