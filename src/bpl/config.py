@@ -20,6 +20,7 @@ from bpl.data.catalog import CARDS
 from bpl.diversity import FORMS
 from bpl.models import NAMES as ARCHITECTURES
 from bpl.partner_shapes import KINDS as PARTNERS
+from bpl.pretrain import Pretraining
 from bpl.pruning.criteria import CRITERIA
 from bpl.pruning.masks import SCOPES
 from bpl.shown import shown
@@ -105,6 +106,7 @@ _ONLY_FOR: dict[str, tuple[str, ...]] = {
     "diversity_form": ("bpl",),
     "partner": ("bpl",),
     "kernel_norm": ("bpl",),
+    "pretrain": tuple(m for m in METHODS if m not in ("scratch", "self_kd", "oed")),  # fresh networks of their own
     "scope": tuple(m for m in METHODS if m not in ("dense", "oed")),
     "round_to": tuple(m for m in METHODS if m not in ("dense", "oed")),
     "teacher_epochs": ("hrank", "kd", "compact_kd", "fcs_mlft", "ddsl"),
@@ -179,6 +181,9 @@ class RunConfig:
         partner: shape of BPL's partners: same, acnet (1 x k and k x 1) or dbb (1 x 1 and 1 x 1 before k x k).
         kernel_norm: fixed holds the norm of every kernel of a block and its partners at what it was before the step, so
             that all such runs have one effective learning rate; None lets it go where training takes it.
+        pretrain: data set and epochs on which the dense network was trained before, such as aid:20; its weights but the
+            classifier's are where the run starts, or its dense network. None for fresh weights. That training is a
+            dense run of the same recipe, with seed 0 and the protocol's split.
         teacher_epochs: epochs of the dense network that teaches, or that is pruned; the run's own epochs where None.
         distill_weight: factor of the distillation loss.
         temperature: softens the logits in the distillation loss.
@@ -235,6 +240,7 @@ class RunConfig:
     diversity_form: str | None = "stage-cosine"
     partner: str | None = "same"
     kernel_norm: str | None = None
+    pretrain: str | None = None
     teacher_epochs: int | None = None
     distill_weight: float | None = None
     temperature: float | None = None
@@ -314,6 +320,8 @@ class RunConfig:
                 _one_of(name, getattr(self, name), allowed)
         if self.budget is not None:
             Budget.parse(self.budget)
+        if self.pretrain is not None:
+            Pretraining.parse(self.pretrain, tuple(CARDS))
         if self.scope is not None:
             _one_of("scope", self.scope, SCOPES)
         if self.diversity_form is not None:
@@ -374,10 +382,16 @@ class RunConfig:
         shared = (
             "dataset", "arch", "seed", "tier", "data", "split", "image_size", "stored_size", "width", "batch_size",
             "schedule", "learning_rate", "momentum", "weight_decay", "label_smoothing", "augmentation", "precision",
-            "device", "compile",
+            "pretrain", "device", "compile",
         )  # fmt: skip
         values = {name: getattr(self, name) for name in shared}
         return RunConfig(method="dense", epochs=self.teacher_epochs, **values)
+
+    def pretraining(self) -> "RunConfig":
+        """The dense run on another data set whose network this one starts from, where `pretrain` names one."""
+        before = Pretraining.parse(self.pretrain, tuple(CARDS))
+        teacher = dataclasses.replace(self.dense(), dataset=before.dataset, epochs=before.epochs, pretrain=None)
+        return dataclasses.replace(teacher, seed=0, split="protocol")
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, by name, as in a record."""

@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from bpl.models import build_model
 from bpl.paths import work_folder
 from bpl.records import Record, load_record, record_path, save_record, source_digest
 from bpl.runlog import logged
-from bpl.train import Stopped, Trained, Watch, predict, top1, train
+from bpl.train import Start, Stopped, Trained, Watch, predict, pretraining_of, top1, train
 
 LOOKS = 3  # at a run's lock before it counts as held: `is_held` holds it too, for an instant
 LATENCY_BATCH = 1  # images; latency at other batch sizes is the latency notebook's subject
@@ -95,6 +96,10 @@ def run(
                 log.write("dense", run=config.dense().run_name(images.source))
                 return dense_network(config, images, split, **where)
 
+            def start() -> Start:
+                log.write("pretrained", run=config.pretraining().run_name(images.source))
+                return pretrained_network(config, images, **where)
+
             def log_and_watch(epoch: int, row: dict[str, float]) -> bool:
                 log.epoch(epoch, row)
                 return watch is not None and watch(epoch, row)
@@ -105,6 +110,7 @@ def run(
                 split,
                 checkpoint=checkpoint,
                 dense=dense,
+                start=start,
                 progress=progress,
                 watch=log_and_watch,
                 saved=log.checkpoint,
@@ -135,36 +141,76 @@ def dense_network(
     watch: Watch | None = None,
     beside: int = 1,
 ) -> nn.Module:
-    """The trained dense network that a run learns from: as the dense run of the same recipe left it, else trained now.
+    """The trained dense network that a run learns from (`network_of` the dense run of the same recipe)."""
+    where = {"folder": folder, "work": work, "progress": progress, "watch": watch, "beside": beside}
+    return network_of(config.dense(), images, split, **where)
+
+
+def pretrained_network(config: RunConfig, images: ImageSet, **where: Any) -> Start:
+    """The network that a run starts from: what the dense run on the data set that `pretrain` names ships.
 
     Args:
         config: the run that needs it.
+        images: its images: drawn scenes are no start for real ones.
+        **where: as of `network_of`.
+
+    Returns:
+        The network, and what its training cost.
+
+    Raises:
+        Stopped: `watch` said so.
+        ValueError: the other data set's images are not at hand.
+    """
+    before, others, split = pretraining_of(config, images.source)
+    network = network_of(before, others, split, **where)
+    path = record_path(before, images.source, where.get("folder"))
+    return Start(network, load_record(path).cost["training_macs"])
+
+
+def network_of(
+    dense: RunConfig,
+    images: ImageSet,
+    split: Split,
+    *,
+    folder: Path | None = None,
+    work: Path | None = None,
+    progress: bool = True,
+    watch: Watch | None = None,
+    beside: int = 1,
+) -> nn.Module:
+    """The network that a dense run ships: as the run left it, else trained now.
+
+    Args:
+        dense: the dense run.
         images: its images.
         split: its parts.
-        folder: the results folder: a dense run that is made here is recorded there like any other.
+        folder: the results folder: a run that is made here is recorded there like any other.
         work: folder for checkpoints and shipped networks.
         progress: show a progress bar on standard error.
         watch: as of `run`.
         beside: as of `run`.
 
     Returns:
-        The network that the dense run ships.
+        The network.
 
     Raises:
         Stopped: `watch` said so.
     """
-    dense = config.dense()
+    where = {"folder": folder, "work": work, "progress": progress, "watch": watch, "beside": beside}
     place = (work or work_folder()) / dense.run_name(images.source)
     shipped = place / "model.json"  # written after the weights: where it is, both are whole
     recorded = record_path(dense, images.source, folder)
     while not processes.decide(shipped.exists):
         try:
             if not processes.decide(recorded.exists):
-                run(dense, folder=folder, work=work, progress=progress, watch=watch, beside=beside)
+                run(dense, **where)
                 continue
             with only_here(place):  # recorded on another machine: only the network is made anew, not the record
                 checkpoint = place / "checkpoint.pt"
-                trained = train(dense, images, split, checkpoint=checkpoint, progress=progress, watch=watch)
+                start = partial(pretrained_network, dense, images, **where)
+                trained = train(
+                    dense, images, split, checkpoint=checkpoint, start=start, progress=progress, watch=watch
+                )
                 if processes.rank() == 0:
                     _save_shipped(trained, images, place)
                     delete_checkpoint(checkpoint)

@@ -21,13 +21,14 @@ from bpl import processes
 from bpl.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from bpl.compiled import Compiled
 from bpl.config import RunConfig
-from bpl.data import ImageSet, Share, Split, augment, batches, load_images, normalise
+from bpl.data import ImageSet, Share, Split, augment, batches, load_images, make_split, normalise
 from bpl.data.streamed import death_said
 from bpl.exit_codes import TRY_AGAIN
 from bpl.finite import check_finite
 from bpl.methods import REGISTRY, Batch, Material, Method, Training
 from bpl.models import build_model
 from bpl.out_of_memory import out_of_memory_said
+from bpl.pretrain import transfer
 from bpl.schedule import SCHEDULES
 from bpl.sharing import check_shared
 from bpl.synchronised import Synchronised
@@ -65,6 +66,19 @@ class Trained:
     curves: dict[str, list[float]] = field(default_factory=dict)
     training_macs: int = 0
     seconds: float = 0.0
+
+
+@dataclass
+class Start:
+    """A network that was trained on another data set.
+
+    Attributes:
+        network: the network.
+        training_macs: multiply-accumulates of its training.
+    """
+
+    network: nn.Module
+    training_macs: int
 
 
 @torch.no_grad()
@@ -115,6 +129,7 @@ def train(
     *,
     checkpoint: Path | None = None,
     dense: Callable[[], nn.Module] | None = None,
+    start: Callable[[], Start] | None = None,
     progress: bool = True,
     watch: Watch | None = None,
     saved: Callable[[int], None] | None = None,
@@ -127,6 +142,7 @@ def train(
         split: which images are for training, validation and test. The test part is measured, never used.
         checkpoint: file to resume from, if it exists, and to save to; None for neither.
         dense: gives the trained dense network to methods that need one; None to train it here and now.
+        start: gives the network to start from, where the config names one (`pretrain`); None to train it here and now.
         progress: show a progress bar on standard error.
         watch: called after every epoch with the number of epochs done and the epoch's values of the curves; where it
             returns True, the training saves its checkpoint and stops.
@@ -155,6 +171,10 @@ def train(
     method = REGISTRY[config.method](config, Material(images, split.train, dense, fabric.autocast))
     model = build_model(config.arch, len(images.classes), config.image_size, config.width)
     state = processes.decide(lambda: _resume(checkpoint, config, split))
+    begun = None
+    if config.pretrain is not None and state is None:
+        begun = (start or partial(_train_start, config, images.source, progress))()
+        transfer(begun.network, model)
     model = method.prepare(model) if state is None else method.prepare_again(model, state["method"])
     model = model.to(fabric.device, memory_format=torch.channels_last)  # first: a method's masks follow its device
     if state is not None:
@@ -166,7 +186,7 @@ def train(
     training = Training(model, optimizer, epoch=0, epochs=config.epochs)
     to_train, out = method.training_part(split.train), Trained(model, model, method)
     if state is None:
-        out.training_macs = method.macs_before()
+        out.training_macs = method.macs_before() + (begun.training_macs if begun else 0)
     else:
         optimizer.load_state_dict(state["optimizer"])
         training.epoch, out.curves = state["epoch"], state["curves"]
@@ -220,6 +240,31 @@ def train(
 
 def _train_dense(config: RunConfig, images: ImageSet, split: Split, progress: bool) -> nn.Module:
     return train(config.dense(), images, split, progress=progress).small
+
+
+def pretraining_of(config: RunConfig, source: str) -> tuple[RunConfig, ImageSet, Split]:
+    """The dense run that comes before a run whose config has `pretrain`, with its images and their parts.
+
+    Args:
+        config: the run.
+        source: "real" or "synthetic": where the run's own images come from.
+
+    Raises:
+        ValueError: the other data set's images are not of this source.
+    """
+    before = config.pretraining()
+    images = load_images(before.dataset, before.image_size, before.data, progress=False)
+    if images.source != source:
+        raise ValueError(
+            f"pretrain is {config.pretrain!r}: of {before.dataset} there are {images.source} images, of "
+            f"{config.dataset} {source} ones; they must be alike (bpl data --help says where images are looked for)"
+        )
+    return before, images, make_split(images, before.split, before.seed)
+
+
+def _train_start(config: RunConfig, source: str, progress: bool) -> Start:
+    trained = train(*pretraining_of(config, source), progress=progress)
+    return Start(trained.small, trained.training_macs)
 
 
 def _stored(config: RunConfig, images: ImageSet) -> ImageSet:
