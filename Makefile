@@ -10,6 +10,10 @@ RATIO ?= 0.7
 ARGS ?=
 # The run that `make demo` takes its network from; the one that workflow/demo.py names when empty.
 RUN ?=
+# The knobs of `make campaign`: the file of runs, how many cores, more words for Snakemake (CAMPAIGN="records -n").
+GRID ?= workflow/ucm.yaml
+CORES ?= all
+CAMPAIGN ?=
 # Options for pytest: `make test PYTEST="-k fuse -x"`.
 PYTEST ?=
 
@@ -33,7 +37,7 @@ endif
 export OMP_WAIT_POLICY := passive
 unexport JUPYTER_PATH PYTHONHOME PYTHONPATH
 
-.PHONY: help setup reproduce test test-long book notebooks demo clean
+.PHONY: help setup reproduce test test-long book notebooks campaign demo clean
 
 help:
 	@echo 'make reproduce   run notebooks/ucm.ipynb at one pruning ratio and build the book with that run in it'
@@ -42,6 +46,7 @@ help:
 	@echo 'make test-long   the tests that take minutes'
 	@echo 'make book        build the book from the committed notebooks, warnings being errors'
 	@echo 'make notebooks   execute the committed notebooks anew, after a change of the library or of records'
+	@echo 'make campaign    run what GRID=workflow/ucm.yaml still lacks, then the notebooks and the book from it (Snakemake)'
 	@echo 'make demo        make the demo network of bpl predict anew, from a recorded run on real images (RUN=its name)'
 	@echo 'make setup       only make the environment in $(VENV)'
 	@echo 'make clean       remove _build: the book, your executed notebooks, checkpoints of unfinished runs'
@@ -103,9 +108,17 @@ notebooks: setup
 	@echo '==> Executing the notebooks anew, on drawn scenes and the recorded runs'
 	@$(PY) book/refresh.py
 
+campaign: setup
+	@$(PY) -c 'import snakemake, snakemake_executor_plugin_kubernetes' 2>/dev/null || { \
+	    echo '==> Installing the campaign engine into $(VENV)'; \
+	    $(PY) -m pip install -qq -c constraints.txt -e '.[campaign]'; \
+	}
+	@echo '==> Running what $(GRID) lacks; another start goes on from here'
+	@$(PY) -m snakemake --quiet rules host --cores $(CORES) $(CAMPAIGN) --config grid='$(GRID)'
+
 demo: setup
 	@echo '==> Making the demo network that comes with the library'
 	@$(PY) workflow/demo.py $(RUN)
 
 clean:
-	@rm -rf _build
+	@rm -rf _build .snakemake

@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -257,20 +256,6 @@ def test_a_page_shows_what_a_cell_draws(tmp_path: Path) -> None:
     notebook.write_text(json.dumps({"cells": [cell | {"metadata": {}}]}), encoding="utf-8")
     with pytest.raises(ValueError, match="a drawing with a caption"):  # a picture without words is no figure
         stage.stage(tmp_path / "staged", root=tmp_path)
-
-
-def test_conda_and_pip_install_the_same() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    dependencies = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
-    lowest = project["requires-python"].removeprefix(">=")
-    assert f"python={lowest}" in dependencies
-    pip = next(entry["pip"] for entry in dependencies if isinstance(entry, dict))
-    (editable,) = [line for line in pip if line.startswith("-e ")]
-    extras = set(re.search(r"\[(.*)\]", editable).group(1).split(","))
-    assert extras == set(project["optional-dependencies"])
-    assert "-c constraints.txt" in pip
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert set(re.search(r"-e '\.\[(.*)\]'", makefile).group(1).split(",")) == extras
 
 
 def test_readme_leads_with_the_two_commands_and_its_links_lead_somewhere() -> None:
