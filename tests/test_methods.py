@@ -5,7 +5,7 @@ from functools import partial
 import lightning_fabric
 import pytest
 import torch
-from support import places_fixture, same_weights, small, trained, tree_fixture  # noqa: F401
+from support import places_fixture, same_weights, small, train_module, trained, tree_fixture  # noqa: F401
 from torch import nn
 
 from bpl.config import METHODS
@@ -127,10 +127,12 @@ QUICK_FORMS = ("stage-cosine", "folded-squared")
 )
 def test_training_on_the_smaller_network_is_training_on_the_masked_one(tree, monkeypatch, method, changes):
     # In float64, where rounding cannot grow to what a dead weight in a loss on kernels does (1e-4 in the cosine).
-    fabric = lightning_fabric.Fabric
-    monkeypatch.setattr(lightning_fabric, "Fabric", lambda **options: fabric(**options | {"precision": "64-true"}))
+    fabric, normalise = lightning_fabric.Fabric, train_module.normalise
     settings = {"epochs": 4, "freeze_at": 0.5, "learning_rate": 0.02, "weight_decay": 5e-3} | changes
-    slimmed, masked = (trained(small(tree, method, **settings, slim_at=s)) for s in ("freeze", "none"))
+    with monkeypatch.context() as patch:
+        patch.setattr(lightning_fabric, "Fabric", lambda **options: fabric(**options | {"precision": "64-true"}))
+        patch.setattr(train_module, "normalise", lambda *image: normalise(*image).double())
+        slimmed, masked = (trained(small(tree, method, **settings, slim_at=s)) for s in ("freeze", "none"))
     assert next(slimmed.network.parameters()).dtype == torch.float64
     assert slimmed.curves["loss"] == pytest.approx(masked.curves["loss"], rel=1e-5)
     if method == "bpl":

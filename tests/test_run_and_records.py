@@ -62,8 +62,8 @@ def test_the_record_holds_what_its_table_row_needs(finished, tree):
     images = load_images(str(tree), 32, progress=False)
     assert record.config == config.to_dict()
     assert record.data | {"split_digest": None} == {
-        "source": "real", "name": "tiny", "digest": images.digest, "split_digest": None, "train": 56, "validation": 8,
-        "test": 16, "classes": 4,
+        "source": "real", "name": "tiny", "pixels": "in memory", "digest": images.digest, "split_digest": None,
+        "train": 56, "validation": 8, "test": 16, "classes": 4,
     }  # fmt: skip
     assert record.cost["macs"] < 0.6 * record.cost["dense_macs"]
     assert record.cost["params"] < 0.6 * record.cost["dense_params"]

@@ -103,7 +103,7 @@ def predict(model: Callable[[Tensor], Tensor], images: ImageSet, indices: Tensor
 def _predict_together(model: nn.Module, images: ImageSet, indices: Tensor) -> Tensor:
     """`predict`, the batches dealt out over the processes; each has all logits afterwards."""
     dealt = torch.arange(len(indices)).split(EVALUATION_BATCH)[processes.rank() :: processes.count()]
-    logits = torch.zeros(len(indices), len(images.classes), device=images.labels.device)
+    logits = torch.zeros(len(indices), len(images.classes), dtype=torch.float32, device=images.labels.device)
     if dealt:
         rows = torch.cat(dealt)
         logits[rows.to(logits.device)] = predict(model, images, indices[rows])
