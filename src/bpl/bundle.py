@@ -122,7 +122,7 @@ def _read(bundle: Path) -> dict[str, bytes]:
                 content = archive.read(member)
                 expected = _name_of(parse_record(content, f"{name} of {bundle}"))
                 if name != expected:
-                    raise BundleError(f"{name} of {bundle} is not the run that its config says: {expected}")
+                    raise BundleError(f"{name} of {bundle} is not the run that its config says: {shown(expected)}")
                 if found.setdefault(name, content) != content:
                     raise BundleError(f"{name} is in {bundle} twice, and different")
     except (BundleError, RecordError) as error:

@@ -116,9 +116,9 @@ def _load(file: Path, path: Path) -> dict[str, Any]:
     try:
         state = torch.load(payload, map_location="cpu", weights_only=True)
     except Exception as error:  # UnpicklingError, RuntimeError, ...: its bytes are those that somebody wrote
+        reason = " ".join(str(error).split())[:150] or type(error).__name__
         raise CheckpointError(
-            f"checkpoint {path} was not written by this library ({str(error).splitlines()[0][:150]}): delete it to "
-            "start this run again from its first epoch"
+            f"checkpoint {path} was not written by this library ({reason}): delete it to start this run anew"
         ) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"checkpoint {path} was not written by this library: delete it to start this run anew")

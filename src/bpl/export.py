@@ -434,7 +434,7 @@ def open_session(content: bytes, source: Path) -> "onnxruntime.InferenceSession"
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # errors; they are raised, and what else it would print helps nobody
+    options.log_severity_level = 4  # errors are raised; printed as well, they would stand among a table's lines
     # The weights are in the file itself: one that names other files to read weights from is not ours.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NOWHERE)
     try:
