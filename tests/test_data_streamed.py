@@ -237,7 +237,7 @@ def test_memory_does_not_grow_with_the_data_set(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_memory_does_not_grow_with_117000_images(tmp_path, monkeypatch):
     """As many images as RSD46-WHU, 1.4 GB of pixels."""
-    monkeypatch.setenv("BPL_MEMORY", "100MB")
+    monkeypatch.setenv("BPL_MEMORY", "10MB")
     few, many = linked_tree(tmp_path / "few", 5000), linked_tree(tmp_path / "many", 117_000)
     (own, worker), (own_later, worker_later) = peaks(64, few, many)
     print(f"own {own / 1e6:.0f} -> {own_later / 1e6:.0f} MB, worker {worker / 1e6:.0f} -> {worker_later / 1e6:.0f} MB")

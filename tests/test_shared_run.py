@@ -37,7 +37,7 @@ MORE_JOBS = [
     SMALL | RATE | {"method": "self_kd"},
     SMALL | RATE | {"method": "hrank", "teacher_epochs": 1},
     SMALL | RATE | {"method": "bpl", "partner": "dbb", "kernel_norm": "fixed"},
-    SMALL | RATE | {"method": "dense", "arch": "mobilenet_v2"},
+    SMALL | {"method": "dense", "arch": "mobilenet_v2", "epochs": 2, "learning_rate": 5e-4},  # has dropout
 ]
 
 
@@ -70,8 +70,8 @@ def check_same(one: Path, two: Path) -> None:
         weights, others = (load_file(p / "work" / record.name / "model.safetensors") for p in (one, two))
         assert weights.keys() == others.keys()
         for key, weight in weights.items():
-            scale = float(weight.abs().max()) or 1.0
-            assert float((weight - others[key]).abs().max()) < 2e-3 * scale, (name, key)
+            bound = 2e-3 * float(weight.abs().max()) + 1e-6  # a beta before another normalisation is rounding alone
+            assert float((weight - others[key]).abs().max()) < bound, (name, key)
 
 
 @pytest.fixture(scope="module")
