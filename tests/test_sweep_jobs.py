@@ -10,6 +10,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -102,14 +103,23 @@ def test_a_bad_stage_is_named(tmp_path, name, content, reason):
 def test_a_run_under_way_when_the_budget_ends_stops_with_a_checkpoint_and_goes_on_from_there(tree, places, monkeypatch):
     config = small(tree, "bpl", mask="soft", freeze_at=0.5, epochs=4)
     whole = trained(config)
-    moments = iter([0.0, 0.0, 99.0])  # when the sweep starts, after the first epoch, after the second
+    clock, run_now = [0.0], sweep_module.run
+
+    def run_late(config, *, watch, **options):
+        def late(epoch, row):
+            clock[0] = {1: 0.0, 2: 99.0}[epoch]
+            return watch(epoch, row)
+
+        return run_now(config, watch=late, **options)
+
     with monkeypatch.context() as patch:
-        patch.setattr(sweep_module.time, "time", lambda: next(moments))
+        patch.setattr(sweep_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+        patch.setattr(sweep_module, "run", run_late)
         result = sweep([config], budget=50.0, progress=False)
     name = config.run_name("real")
     assert (result.ran, result.left, result.failed) == (0, [config], {})
     assert load_checkpoint(places / "work" / name / "checkpoint.pt")["epoch"] == 2
-    assert not (places / "results").exists()
+    assert files_below(places / "results") == []
     epochs = []
     record = run(config, progress=False, watch=lambda epoch, row: epochs.append(epoch) or False)
     assert epochs == [3, 4]
