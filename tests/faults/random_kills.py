@@ -33,6 +33,7 @@ from bpl.records import load_record, record_path
 from bpl.sweep import sweep
 
 run_module = importlib.import_module("bpl.run")  # `bpl.run` is the function of that name
+PATIENCE = 600.0  # seconds that a sweep has to come as far as it is wanted
 FIELDS = {"arch": "resnet18", "width": 8, "image_size": 32, "batch_size": 16, "device": "cpu", "precision": "float32"}
 
 
@@ -126,17 +127,21 @@ def kill_campaign(tree: str, work: Path, runs: int, kills: int, seed: int) -> di
     there: dict[str, bytes] = {}
     began = time.monotonic()
     killed(forked(lambda: sweep(configs[:4], folder=work / "timing", work=work / "timing", progress=False)), None)
-    longest = (time.monotonic() - began) / 4 * runs / kills * 1.5  # so that the last kill is before the last run
-    while seen["kills"] < kills:
-        pids = [forked(lambda name=name: sweep_in(name)) for name in ("one.zip", "two.zip")[: chance.randint(1, 2)]]
-        for wait, pid in sorted(zip((chance.uniform(0, longest) for _ in pids), pids, strict=True)):
-            seen["kills"] += killed(pid, wait)
+    a_run = (time.monotonic() - began) / 4
+    while seen["kills"] < kills and len(there) < runs:
+        pids = [forked(partial(sweep_in, name)) for name in ("one.zip", "two.zip")[: chance.randint(1, 2)]]
+        ahead = 2 * (runs - len(there)) // (kills - seen["kills"] + 1)  # twice the share of the kills that are left
+        goal, waited = len(there) + chance.randrange(max(1, ahead)), time.monotonic()
+        while len(list(results.rglob("*.json"))) < goal and time.monotonic() - waited < PATIENCE:
+            time.sleep(0.01)
+        for pid in pids:
+            seen["kills"] += killed(pid, chance.uniform(0, a_run))
         now = {path.name: path.read_bytes() for path in results.rglob("*.json")}
         seen["lost"] += len(there.keys() - now.keys())
         seen["changed"] += sum(now.get(name) != content for name, content in there.items())
         there = now
-        for content in there:
-            load_record(next(results.rglob(content)))
+        for path in results.rglob("*.json"):
+            load_record(path)
     seen["recorded_at_last_kill"] = len(there)
     killed(forked(lambda: sweep_in("one.zip")), None)
     now = {path.name: path.read_bytes() for path in results.rglob("*.json")}
