@@ -74,7 +74,7 @@ def test_every_run_of_a_grid_is_in_the_state_that_its_files_say(grid, tree, plac
     assert runs[running.run_name("real")].seconds_left < 60  # by its own epochs, not by those before
     lines = table.splitlines()
     assert lines[0].startswith(
-        f"grid {grid}: 6 runs: 1 done, 1 running, 1 failed, 3 left, about 3 min"
+        f"grid {grid} on real images: 6 runs: 1 done, 1 running, 1 failed, 3 left, about 3 min"
     )  # 40 s, 60 s and 60 s
     assert [line.split()[0] for line in lines[1:]] == ["running", "failed", "left", "left", "left"]
     assert "epoch 2 of 3" in lines[1]

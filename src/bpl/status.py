@@ -51,7 +51,7 @@ class Status:
     """A campaign as it stands.
 
     Attributes:
-        of: what the runs are of: the grid, or the work folder.
+        of: what the runs are of: the grid with the images that are at hand for it, or the work folder.
         runs: the runs, those of a grid in its order.
         seconds_left: that the runs left and running may take one after another; None where nothing is known.
     """
@@ -102,7 +102,7 @@ def status_of_grid(grid: Path, folder: Path | None = None, work: Path | None = N
             found.append(RunStatus(path.stem, "done", config.epochs, config.epochs, None, done))
         else:
             found.append(_unfinished((work or work_folder()) / path.stem, took.of(config), config.epochs))
-    return Status(f"grid {grid}", found, _seconds_left(found))
+    return Status(f"grid {grid} on {' and '.join(sorted(set(sources.values())))} images", found, _seconds_left(found))
 
 
 def status_of_work(folder: Path | None = None, work: Path | None = None) -> Status:
