@@ -205,12 +205,12 @@ def test_a_run_that_waits_goes_on_as_soon_as_the_network_is_there(tree, places, 
 
     def sleep(seconds):
         pauses.append(seconds)
-        if len(pauses) == 3:
+        if pauses.count(1.0) == 3:  # shorter ones are tries for the lock
             for name in ("model.safetensors", "model.json"):
                 (elsewhere / name).rename(place / name)
 
     monkeypatch.setattr(run_module.time, "sleep", sleep)
     with only_here(place):  # as the process that trains it
         assert same_weights(dense_of(), first)
-    assert pauses == [1.0] * 3
+    assert pauses.count(1.0) == 3
     assert trainings == ["dense"]

@@ -212,7 +212,7 @@ BAD = {
     "schema of tomorrow": (_with(schema=SCHEMA + 1), f"schema version {SCHEMA + 1}: this library reads {SCHEMA}"),
     "unfinished": (_with(state="running"), "state 'running'"),
     "lacking": (_without("cost"), "lacks cost"),
-    "unknown key": (_with(remark="hello"), "unknown keys: remark"),
+    "unknown key": (_with(remark="hello"), "unknown keys: ['remark']"),
     "wrong kind": (_with(accuracy=5), "accuracy 5"),
 }
 
