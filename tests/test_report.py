@@ -304,3 +304,12 @@ def test_the_search_for_the_recipe_is_a_table_of_its_runs(tmp_path: Path) -> Non
     ]
     assert [line.split("|")[-2].strip() for line in lines] == ["89.29", "90.50"]
     assert "| 60 | 32 | 0.05 | 0.0005 | 96 |" in lines[0]
+
+
+def test_find_prefers_the_methods_own_settings_whatever_the_training(results: Path) -> None:
+    for weight in (0.0, None):  # no diversity loss, and the default weight, both for fewer epochs
+        config = RunConfig(dataset="aid", method="bpl", ratio=0.7, epochs=20, diversity_weight=weight)
+        save_record(make_record(config, 70.0), record_path(config, "real", results))
+    rows = report.collect(dataset="aid")
+    assert [row.is_default for row in rows] == [False, False]
+    assert report.find(rows, "bpl", 0.7).config["diversity_weight"] == 1.0

@@ -115,10 +115,19 @@ class Row:
     @property
     def is_default(self) -> bool:
         """Whether every knob has the value that the method and the tier give it."""
+        return not self._own_knobs()
+
+    @property
+    def is_default_method(self) -> bool:
+        """Whether every knob of the method has its default value, however long and however it was trained."""
+        return self._own_knobs() <= {*_PROTOCOL, *_COMMON, "teacher_epochs", "rho"}
+
+    def _own_knobs(self) -> set[str]:
+        """The knobs that differ from what the method and the tier give them."""
         plain = RunConfig(
             dataset=self.config["dataset"], method=self.method, ratio=self.ratio, tier=self.records[0].config["tier"]
         ).to_dict()
-        return all(value == plain[name] for name, value in self.config.items())
+        return {name for name, value in self.config.items() if value != plain[name]}
 
     def summary(self, name: str) -> Summary | None:
         """Summary over seeds of one of a record's accuracies; None where a record lacks it.
@@ -248,7 +257,7 @@ def _variant(config: dict[str, Any], others: list[dict[str, Any]]) -> str:
 
 
 def find(rows: list[Row], method: str, ratio: float | None = None) -> Row | None:
-    """The row of a method: with its default settings where that is recorded, else the first.
+    """The row of a method: with its default settings if recorded (however trained, if need be), else the first.
 
     Args:
         rows: the rows of one table.
@@ -259,7 +268,8 @@ def find(rows: list[Row], method: str, ratio: float | None = None) -> Row | None
         The row, or None where the method is not recorded at this ratio.
     """
     found = [row for row in rows if row.method == method and ratio in (None, row.ratio)]
-    return next((row for row in found if row.is_default), found[0] if found else None)
+    by_preference = sorted(found, key=lambda row: (not row.is_default, not row.is_default_method))  # stable
+    return by_preference[0] if found else None
 
 
 def control(rows: list[Row], row: Row, method: str) -> Row | None:
