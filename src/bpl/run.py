@@ -130,19 +130,21 @@ def run(
             return processes.decide(finish)
 
 
-def dense_network(
-    config: RunConfig,
-    images: ImageSet,
-    split: Split,
-    *,
-    folder: Path | None = None,
-    work: Path | None = None,
-    progress: bool = True,
-    watch: Watch | None = None,
-    beside: int = 1,
-) -> nn.Module:
-    """The trained dense network that a run learns from (`network_of` the dense run of the same recipe)."""
-    where = {"folder": folder, "work": work, "progress": progress, "watch": watch, "beside": beside}
+def dense_network(config: RunConfig, images: ImageSet, split: Split, **where: Any) -> nn.Module:
+    """The trained dense network that a run learns from: what the dense run of the same recipe ships.
+
+    Args:
+        config: the run that needs it.
+        images: its images.
+        split: its parts.
+        **where: as of `network_of`.
+
+    Returns:
+        The network.
+
+    Raises:
+        Stopped: `watch` said so.
+    """
     return network_of(config.dense(), images, split, **where)
 
 
