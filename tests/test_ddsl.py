@@ -18,6 +18,7 @@ from support import (  # noqa: F401
     places_fixture,
     same_weights,
     small,
+    train_module,
     trained,
     tree_fixture,
 )
@@ -486,6 +487,8 @@ def test_what_ships_is_the_trained_network(run, tree, changes):
 def test_training_on_the_smaller_network_is_training_on_the_masked_one_for_the_dean_too(run, teacher, monkeypatch):
     fabric = lightning_fabric.Fabric
     monkeypatch.setattr(lightning_fabric, "Fabric", lambda **options: fabric(**options | {"precision": "64-true"}))
+    predict = train_module.predict
+    monkeypatch.setattr(train_module, "predict", lambda model, *part: predict(lambda x: model(x.double()), *part))
     monkeypatch.setattr(ddsl, "LOOK_AHEAD_EVERY", 2)
     forward = ddsl.DDSL._forward  # Fabric turns the inputs of the loop's own forward pass into float64 as well
     monkeypatch.setattr(ddsl.DDSL, "_forward", lambda self, model, x: forward(self, model, x.to(model.fc.weight)))

@@ -88,7 +88,8 @@ def test_a_run_is_found_however_it_is_named(how, command, finished, places):
     code, out, err = command("export", NAMED[how](places, finished))
     place = network_folder(places, finished)
     assert (code, err) == (0, "")
-    assert files_below(place) == ["lock", "model.export.json", "model.json", "model.onnx", "model.safetensors"]
+    made = ["model.export.json", "model.json", "model.onnx", "model.safetensors"]
+    assert files_below(place) == ["lock", "log.jsonl", *made]
     lines = out.splitlines()
     assert lines[0] == f"checked on the run's {finished.data['test']} test images of tiny (real)"
     assert f"the run's record says {finished.accuracy['test']:.2f} %" in lines[2]
