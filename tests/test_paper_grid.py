@@ -155,7 +155,7 @@ PAGE = Path(__file__).parents[1] / "book" / "paper_scale.md"
 
 def cells(name: str) -> list[list[str]]:
     """The rows of a table of the page, without its head."""
-    table = re.search(rf":name: {name}\n(?::class:.*\n)?\n(.*?)```", PAGE.read_text(), re.DOTALL)[1]
+    table = re.search(rf":name: {name}\n(?::class:.*\n)?\n(.*?)(?:```|~~~)", PAGE.read_text(), re.DOTALL)[1]
     return [[cell.strip() for cell in line.strip("| \n").split("|")] for line in table.splitlines()[2:] if line]
 
 
