@@ -13,12 +13,13 @@ import argparse
 import json
 import re
 import shutil
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("_config.yml", "_toc.yml", "book", "notebooks", "data/results", "data/latency", "data/search")
-# A page may show what a cell of a notebook shows: `<!-- output of notebooks/ucm.ipynb, cell ucm-answer -->`.
-OUTPUT_OF = re.compile(r"<!-- output of (\S+\.ipynb), cell (\S+) -->")
+# A page may show what a cell of a notebook shows, by a line of its own: `<!-- output of notebooks/ucm.ipynb, cell ucm-answer -->`.
+OUTPUT_OF = re.compile(r"^( *)<!-- output of (\S+\.ipynb), cell (\S+) -->$", re.MULTILINE)
 NOT_PAGES = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "*.tmp", "stage.py", "refresh.py", ".DS_Store")
 
 
@@ -81,9 +82,14 @@ def fill_in(pages: Path, notebooks: Path) -> None:
         pages: folder of the staged Markdown pages.
         notebooks: root that the notebooks' paths start from; the committed ones, whatever was executed.
     """
+
+    def shown(found: re.Match) -> str:
+        indent, notebook, cell = found.groups()  # what stands in an item of a list or a definition stays in it
+        return textwrap.indent(output_of(notebooks / notebook, cell, pages / "drawn"), indent)
+
     for page in sorted(pages.glob("*.md")):
         text = page.read_text(encoding="utf-8")
-        filled = OUTPUT_OF.sub(lambda found: output_of(notebooks / found[1], found[2], pages / "drawn"), text)
+        filled = OUTPUT_OF.sub(shown, text)
         if filled != text:
             page.write_text(filled, encoding="utf-8")
 

@@ -227,14 +227,16 @@ def test_staging_lays_finished_runs_over_committed_pages(tmp_path: Path, capsys:
 
 
 def test_a_page_shows_what_a_cell_shows(tmp_path: Path) -> None:
-    cell = {"cell_type": "code", "id": "answer", "outputs": [{"data": {"text/markdown": ["74.29 % ", "[73.8, 74.8]"]}}]}
+    cell = {"cell_type": "code", "id": "answer", "outputs": [{"data": {"text/markdown": ["74.29 %:\n\n", "- so far"]}}]}
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "ucm.ipynb").write_text(json.dumps({"cells": [cell]}), encoding="utf-8")
     page = tmp_path / "book" / "index.md"
     page.parent.mkdir()
-    page.write_text("So far: <!-- output of notebooks/ucm.ipynb, cell answer -->.\n", encoding="utf-8")
+    marker = "<!-- output of notebooks/ucm.ipynb, cell answer -->"
+    page.write_text(f"Open\n: As written by `{marker}`:\n\n  {marker}\n", encoding="utf-8")
     stage.stage(tmp_path / "staged", root=tmp_path)
-    assert (tmp_path / "staged" / "book" / "index.md").read_text(encoding="utf-8") == "So far: 74.29 % [73.8, 74.8].\n"
+    text = (tmp_path / "staged" / "book" / "index.md").read_text(encoding="utf-8")
+    assert text == f"Open\n: As written by `{marker}`:\n\n  74.29 %:\n\n  - so far\n"
     page.write_text("<!-- output of notebooks/ucm.ipynb, cell gone -->", encoding="utf-8")
     with pytest.raises(ValueError, match="has no cell 'gone'"):
         stage.stage(tmp_path / "staged", root=tmp_path)

@@ -7,17 +7,21 @@ from bpl.report.evidence import evidence, items
 from bpl.report.figures import difference_to_dense, price, tradeoff
 from bpl.report.intervals import contrasts, difference_chart, difference_table
 from bpl.report.masked import masked_table
+from bpl.report.pace import epochs_to_reach, pace
 from bpl.report.recipe import recipe_table
 from bpl.report.rows import ReportError, Row, collect, control, find, group, lacking, of_method, recorded, select
+from bpl.report.search import search_answer, search_table
 from bpl.report.sentences import answer, beside_claim, complete, diversity, ranking
 from bpl.report.statistics import Difference, Summary, bootstrap_interval, paired_difference, summarise
 from bpl.report.tables import accuracy_table, cost_table
+from bpl.report.verdicts import Question, seeds_needed, verdict_of, verdict_table
 
 __all__ = [
     "Claim",
     "Difference",
     "Drawing",
     "Markdown",
+    "Question",
     "ReportError",
     "Row",
     "Summary",
@@ -36,6 +40,7 @@ __all__ = [
     "difference_table",
     "difference_to_dense",
     "diversity",
+    "epochs_to_reach",
     "evidence",
     "find",
     "group",
@@ -43,14 +48,20 @@ __all__ = [
     "lacking",
     "masked_table",
     "of_method",
+    "pace",
     "paired_difference",
     "price",
     "ranking",
     "recipe_table",
     "recorded",
     "residuals",
+    "search_answer",
+    "search_table",
+    "seeds_needed",
     "select",
     "strengths",
     "summarise",
     "tradeoff",
+    "verdict_of",
+    "verdict_table",
 ]

@@ -12,7 +12,7 @@ from bpl.report.display import Markdown
 
 _GRID = re.compile(r'load_grid\(paths\.project_root\(\) / "workflow" / f?"([\w{}]+)\.yaml"\)')
 _NAMED_GRIDS = re.compile(r"for grid in \(([^)]*)\)")
-_WRITTEN = re.compile(r"^```\{table\} (.*)\n:name: (tab-[\w-]+)$", re.MULTILINE)
+_WRITTEN = re.compile(r"^(?:```|~~~)\{table\} (.*)\n:name: (tab-[\w-]+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)

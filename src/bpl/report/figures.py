@@ -85,13 +85,13 @@ def price(rows: list[Row], ratio: float) -> Drawing | Markdown:
     Returns:
         The figure; one sentence where nothing is recorded.
     """
-    shown = [(row, control(rows, row, "dense")) for row in rows if row.method != "dense" and row.ratio == ratio]
-    shown = [(row, dense) for row, dense in shown if dense is not None]
-    if not shown:
+    dense = find(rows, "dense")
+    shown = [row for row in rows if row.method != "dense" and row.ratio == ratio]
+    if not shown or dense is None:
         return Markdown(NO_RECORDS)
     figure, axes = new_axes()
     ends = []
-    for row, dense in shown:
+    for row in shown:
         cost, summary, colour = row.training_macs / dense.training_macs, row.accuracy, COLOURS.get(row.method, GREY)
         if summary.low is not None:
             axes.plot([cost, cost], [summary.low, summary.high], color=colour, linewidth=1.4, solid_capstyle="butt")

@@ -23,15 +23,25 @@ def machine(survey: Survey) -> Markdown:
     best, stream = survey.peak["macs_per_second"] / 1e9, survey.peak["bytes_per_second"] / 1e9
     return Markdown(
         f"Measured: {n['arch']}{width}, {n['classes']} classes, {n['image_size']} × {n['image_size']} pixels, float32, "
-        f"on {m['processor']}, {_threads(survey)}, torch {m['torch']}, ONNX Runtime {m['onnxruntime']}, "
-        f"{m['date']}. At best this machine made {best:.0f} G multiply-accumulates a second in a matrix product and "
+        f"{where(m)}, torch {m['torch']}, ONNX Runtime {m['onnxruntime']}, {m['date']}. "
+        f"At best this machine made {best:.0f} G multiply-accumulates a second in a matrix product and "
         f"moved {stream:.0f} GB a second in a copy."
     )
 
 
-def _threads(survey: Survey) -> str:
-    threads = survey.machine["threads"]
-    return "1 thread" if threads == 1 else f"{threads} threads"
+def where(machine: dict[str, Any]) -> str:
+    """The clock, the threads, the machine, and what else ran on it, as part of a sentence.
+
+    Args:
+        machine: as a file of measurements has it.
+    """
+    others = machine.get("others")
+    shared = "" if others is None else f" ({100 * others:.0f} % of its time went to other programs meanwhile)"
+    return f"{machine.get('clock', 'wall')} time of {_threads(machine)}, {machine['processor']}{shared}"
+
+
+def _threads(machine: dict[str, Any]) -> str:
+    return "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
 
 
 def cost_and_time(
@@ -160,7 +170,7 @@ def aim(survey: Survey, ratio: float = 0.7, round_to: int = 16) -> Markdown:
     met = all(middle >= AIM for _, middle, _ in times.values())
     return Markdown(
         f"Ratio {ratio:g} with widths rounded to {round_to} removes {100 * survey.removed(entry):.1f} % of the "
-        f"multiply-accumulates, and under ONNX Runtime on {_threads(survey)} the network is {said} as "
+        f"multiply-accumulates, and under ONNX Runtime on {_threads(survey.machine)} the network is {said} as "
         f"the dense one (brackets: quartiles over rounds). The aim was {AIM} times: "
         f"{'met' if met else 'not met here'}."
     )

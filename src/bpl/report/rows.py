@@ -115,19 +115,20 @@ class Row:
     @property
     def is_default(self) -> bool:
         """Whether every knob has the value that the method and the tier give it."""
-        return not self._own_knobs()
+        return not self.knobs
 
     @property
     def is_default_method(self) -> bool:
         """Whether every knob of the method has its default value, however long and however it was trained."""
-        return self._own_knobs() <= {*_PROTOCOL, *_COMMON, "teacher_epochs", "rho"}
+        return self.knobs.keys() <= {*_PROTOCOL, *_COMMON, "teacher_epochs", "rho"}
 
-    def _own_knobs(self) -> set[str]:
-        """The knobs that differ from what the method and the tier give them."""
+    @property
+    def knobs(self) -> dict[str, Any]:
+        """The knobs that differ from what the method and the tier give them, with their values."""
         plain = RunConfig(
             dataset=self.config["dataset"], method=self.method, ratio=self.ratio, tier=self.records[0].config["tier"]
         ).to_dict()
-        return {name for name, value in self.config.items() if value != plain[name]}
+        return {name: value for name, value in self.config.items() if value != plain[name]}
 
     def summary(self, name: str) -> Summary | None:
         """Summary over seeds of one of a record's accuracies; None where a record lacks it.
@@ -138,11 +139,15 @@ class Row:
         values = [record.accuracy[name] for record in self.records]
         return None if None in values else summarise(values)
 
+    def by_seed(self) -> dict[int, float]:
+        """Top-1 on the test part, last epoch, percent, of every seed."""
+        return {record.config["seed"]: record.accuracy["test"] for record in self.records}
+
     def difference(self, control: "Row | None") -> Difference | None:
         """Top-1 of this row minus the control's, seed by seed; None without a control or a seed in common."""
         if control is None or control is self:
             return None
-        return paired_difference(_by_seed(self), _by_seed(control))
+        return paired_difference(self.by_seed(), control.by_seed())
 
     def command(self) -> str:
         """The one line of shell that makes all runs of this row."""
@@ -167,10 +172,6 @@ class Row:
             file = record_path(_config_of(record), self.source, Path())
             links.append(f"[seed {record.config['seed']}]({root}/{file.parent.name}/{record.name}.json)")
         return ", ".join(links)
-
-
-def _by_seed(row: Row) -> dict[int, float]:
-    return {record.config["seed"]: record.accuracy["test"] for record in row.records}
 
 
 def _config_of(record: Record) -> RunConfig:

@@ -44,7 +44,7 @@ def verdict(value: Difference | None, other: str) -> str:
 
 
 def answer(rows: list[Row], method: str = "bpl") -> Markdown:
-    """The page's result in one paragraph.
+    """The page's result: what was run, then one item a ratio, the strongest pruning first.
 
     Args:
         rows: the recorded rows of the page's table.
@@ -60,21 +60,25 @@ def answer(rows: list[Row], method: str = "bpl") -> Markdown:
     dense = find(rows, "dense")
     if dense is not None:
         sentences.append(f"The dense network reaches {accuracy(dense.accuracy)} {seeds(dense.accuracy.n)}.")
+    items = []
     for ratio in ratios:
         row = find(rows, method, ratio)
         against = [
             verdict(row.difference(control(rows, row, "scratch")), "the narrow network trained from scratch"),
             verdict(row.difference(control(rows, row, "dense")), "the dense network"),
         ]
-        sentences.append(
-            f"At pruning ratio {ratio:g} ({percent_change(-row.macs_reduction)} % MACs) {row.label} reaches "
+        items.append(
+            f"- **{percent_change(-row.macs_reduction)} % MACs** (pruning ratio {ratio:g}): {row.label} reaches "
             f"{accuracy(row.accuracy)} {seeds(row.accuracy.n)}; that is {against[0]}; and {against[1]}."
         )
-    return Markdown(" ".join(sentences))
+    return Markdown(" ".join(sentences) + "\n\n" + "\n".join(items))
 
 
 def ranking(rows: list[Row]) -> Markdown:
     """What each method is worth against the narrow network from scratch, by ratio.
+
+    Where that network is recorded for more epochs too, the methods are held against that as well: those that start from
+    a trained network have been trained for longer than the others.
 
     Args:
         rows: the recorded rows of the page's tables.
@@ -87,30 +91,41 @@ def ranking(rows: list[Row]) -> Markdown:
         scratch = find(rows, "scratch", ratio)
         if scratch is None:
             continue
-        better, worse, alike, alone = [], [], [], []
-        for row in rows:
-            if row.ratio != ratio or row.method in ("dense", "scratch"):
-                continue
-            value = row.difference(control(rows, row, "scratch"))
-            if value is None or value.low is None:
-                alone.append(row.label)
-            elif not value.beyond_chance:
-                alike.append((value.mean, row.label))
-            else:
-                (better if value.mean > 0 else worse).append((value.mean, row.label))
-        groups = (("better beyond chance", better), ("worse beyond chance", worse), ("no difference shown", alike))
-        parts = [
-            f"{name}: {', '.join(f'{label} ({points(mean)})' for mean, label in sorted(members, reverse=True))}"
-            for name, members in groups
-            if members
-        ]
-        if alone:
-            parts.append(f"too few seeds to say: {', '.join(alone)}")
+        methods = [row for row in rows if row.ratio == ratio and row.method not in ("dense", "scratch")]
+        found = _ranked([(row, row.difference(control(rows, row, "scratch"))) for row in methods])
         items.append(
             f"- **{percent_change(-scratch.macs_reduction)} % MACs** (ratio {ratio:g}), against the narrow network "
-            f"from scratch at {accuracy(scratch.accuracy)}: {'; '.join(parts) or 'nothing else is recorded'}."
+            f"from scratch at {accuracy(scratch.accuracy)}: {found or 'nothing else is recorded'}."
         )
+        narrow = [row for row in rows if row.ratio == ratio and row.method == "scratch"]
+        for longer in (row for row in narrow if row.config["epochs"] > scratch.config["epochs"]):
+            found = _ranked([(row, row.difference(longer)) for row in methods])
+            items.append(
+                f"  - Against the same network trained for {longer.config['epochs']} epochs, at "
+                f"{accuracy(longer.accuracy)}, {seeds(longer.accuracy.n)}: {found or 'nothing else is recorded'}."
+            )
     return Markdown("\n".join(items) or NO_RECORDS)
+
+
+def _ranked(values: list[tuple[Row, Difference | None]]) -> str:
+    """Rows by what can be said of their differences to one control, each group from the largest difference down."""
+    better, worse, alike, alone = [], [], [], []
+    for row, value in values:
+        if value is None or value.low is None:
+            alone.append(row.label)
+        elif not value.beyond_chance:
+            alike.append((value.mean, row.label))
+        else:
+            (better if value.mean > 0 else worse).append((value.mean, row.label))
+    groups = (("better beyond chance", better), ("worse beyond chance", worse), ("no difference shown", alike))
+    parts = [
+        f"{name}: {', '.join(f'{label} ({points(mean)})' for mean, label in sorted(members, reverse=True))}"
+        for name, members in groups
+        if members
+    ]
+    if alone:
+        parts.append(f"too few seeds to say: {', '.join(alone)}")
+    return "; ".join(parts)
 
 
 def diversity(rows: list[Row]) -> Markdown:

@@ -113,6 +113,16 @@ def bootstrap_interval(values: Sequence[float], confidence: float = CONFIDENCE, 
     return float(low), float(high)
 
 
+def paired_values(values: Mapping[int, float], control: Mapping[int, float]) -> list[float]:
+    """Value minus control of every seed that both have, in the order of the seeds.
+
+    Args:
+        values: seed -> value.
+        control: seed -> value of the control.
+    """
+    return [values[seed] - control[seed] for seed in sorted(values.keys() & control.keys())]
+
+
 def paired_difference(values: Mapping[int, float], control: Mapping[int, float]) -> Difference | None:
     """Difference to a control at the same seeds.
 
@@ -125,10 +135,9 @@ def paired_difference(values: Mapping[int, float], control: Mapping[int, float])
     """
     from scipy import stats
 
-    seeds = sorted(values.keys() & control.keys())
-    if not seeds:
+    pairs = np.array(paired_values(values, control))
+    if not len(pairs):
         return None
-    pairs = np.array([values[seed] - control[seed] for seed in seeds])
     mean = float(pairs.mean())
     if len(pairs) == 1:
         return Difference(1, mean, None, None, None)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from bpl.report.display import Markdown
 from bpl.report.numbers import interval, percent_change, points, spread
-from bpl.report.rows import Row, control
+from bpl.report.rows import Row, control, find
 from bpl.report.statistics import Difference
 
 MISSING = "–"
@@ -106,8 +106,8 @@ def _provenance(rows: list[Row]) -> str:
 
 
 def _training(rows: list[Row], row: Row) -> str:
-    """Multiply-accumulates of the row's training, as a multiple of the dense network's."""
-    dense = control(rows, row, "dense")
+    """Multiply-accumulates of the row's training, however long it was, as a multiple of the dense network's."""
+    dense = find(rows, "dense")
     return MISSING if dense is None else f"{row.training_macs / dense.training_macs:.2f} ×"
 
 

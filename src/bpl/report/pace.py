@@ -1,0 +1,62 @@
+"""How fast a training gets where another one ends: epochs to equal accuracy."""
+
+import numpy as np
+
+from bpl.report.display import Markdown
+from bpl.report.rows import Row
+
+SMOOTH = 5  # epochs that are averaged, since a small validation part makes single ones jump
+
+
+def epochs_to_reach(row: Row, goal: Row) -> tuple[int | None, float, int] | None:
+    """After which epoch a row is where another one ends, on the validation part, over the seeds of both.
+
+    Accuracies are means over seeds and over five epochs, up to the epoch itself.
+
+    Args:
+        row: whose epochs are counted.
+        goal: whose last epochs set the accuracy to reach.
+
+    Returns:
+        The epoch (None if it is never reached), the accuracy to reach in percent, and the number of seeds; None without
+        a seed in common.
+    """
+    seeds = sorted(set(row.seeds) & set(goal.seeds))
+    if not seeds:
+        return None
+    ours, theirs = (_smooth(one, seeds) for one in (row, goal))
+    there = np.flatnonzero(ours >= theirs[-1] - 1e-9)  # rounding aside
+    return (int(there[0]) + min(SMOOTH, len(ours)) if len(there) else None), float(theirs[-1]), len(seeds)
+
+
+def _smooth(row: Row, seeds: list[int]) -> np.ndarray:
+    """Validation accuracy, mean over seeds and a window of epochs; entry 0 is of the first whole window."""
+    curves = [record.curves["validation"] for record in row.records if record.config["seed"] in seeds]
+    mean = np.mean(curves, axis=0)  # (epochs,)
+    window = min(SMOOTH, len(mean))
+    return np.convolve(mean, np.ones(window) / window, mode="valid")
+
+
+def pace(fast: Row | None, slow: Row | None, names: tuple[str, str]) -> Markdown:
+    """The sentence on a claim that one training reaches another's accuracy in fewer epochs.
+
+    Args:
+        fast: the training that is claimed to need fewer epochs, or None where it is not recorded.
+        slow: the other one.
+        names: what to call them.
+
+    Returns:
+        Markdown.
+    """
+    found = None if fast is None or slow is None else epochs_to_reach(fast, slow)
+    if found is None:
+        return Markdown(f"{names[0]} and {names[1]} are not recorded at the same seeds yet.")
+    epoch, goal, seeds = found
+    total, price = slow.config["epochs"], fast.training_macs / slow.training_macs
+    where = f"where {names[1]} ends after its {total} ({goal:.2f} % on the validation part, n = {seeds})"
+    reached = f"{names[0]} is after {epoch} epochs" if epoch is not None else f"{names[0]} never is"
+    return Markdown(
+        f"{reached} {where}. Its whole training takes {price:.2f} times the multiply-accumulates of the other's, the "
+        "dense network's training included in both. Both follow one schedule to its end, and much of any accuracy "
+        "comes when the rate falls: the arms of fewer epochs say more."
+    )
