@@ -1,23 +1,30 @@
-"""Training steps to be timed: the library's, and one in the style of the released BPL code."""
+"""Training steps to be timed, the library's and one in the style of the released BPL code, and their records."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bpl.atomic import write_atomic
 from bpl.chips import wait_for
 from bpl.compiled import Compiled
 from bpl.data import augment, normalise
 from bpl.diversity import diversity_loss
+from bpl.hardware import machine
+from bpl.measure import OtherWork, clock_of
 from bpl.partner import partner_blocks
 from bpl.pruning import MaskHolder
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)
 CLASSES = 21
 CPU = torch.device("cpu")
+SCHEMA = 1  # of the files that `as_file` writes
 
 
 def some_images(batch: int, image_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -38,6 +45,7 @@ class Step:
         diversity: weight of the diversity loss, where there are partners.
         device: where.
         compile: off, or a mode of torch.compile.
+        clock: one of `bpl.measure.CLOCKS`, for the parts.
 
     Attributes:
         parts: milliseconds of each part of the step, one value a call.
@@ -54,6 +62,7 @@ class Step:
         diversity: float = 0.01,
         device: torch.device = CPU,
         compile: str = "off",
+        clock: str = "wall",
     ):
         self.model = model.to(device, memory_format=torch.channels_last).train()
         self.called = self.model if compile == "off" else Compiled(self.model, compile)
@@ -65,6 +74,7 @@ class Step:
         self.bf16, self.image_size = bf16, image_size
         self.chance = torch.Generator(device).manual_seed(0)
         self.parts: dict[str, list[float]] = {}
+        self.now = clock_of(clock)
 
     def __call__(self) -> None:
         with self._part("images"):
@@ -87,10 +97,10 @@ class Step:
 
     @contextmanager
     def _part(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start = self.now()
         yield
         wait_for(self.device)
-        self.parts.setdefault(name, []).append(1e3 * (time.perf_counter() - start))
+        self.parts.setdefault(name, []).append(1e3 * (self.now() - start))
 
 
 class ReleasedStep:
@@ -155,3 +165,22 @@ def make_grown(
     torch.manual_seed(0)
     model = bpl.build_model(arch, CLASSES, image_size, width)
     return model if change is None else change(model)
+
+
+def measured_here(clock: str, others: OtherWork) -> dict[str, Any]:
+    """The machine, the day, the clock, and how much of the machine other programs took while it was measured."""
+    return machine() | {"date": time.strftime("%Y-%m-%d"), "clock": clock, "others": others.share()}
+
+
+def in_words(machine: dict[str, Any]) -> str:
+    """Threads, clock and other work of what `measured_here` returned."""
+    others = machine["others"]
+    shared = "" if others is None else f"; {100 * others:.0f} % of the processors' time went to other programs"
+    return f"{machine['threads']} threads, {machine['clock']} time{shared}"
+
+
+def as_file(measured: dict[str, Any], path: Path) -> None:
+    """Write measurements as JSON, one part on a line, whole or not at all; the folder is made."""
+    parts = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in measured.items())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, f'{{\n "schema": {SCHEMA},\n{parts}\n}}\n'.encode())

@@ -1,6 +1,7 @@
 """How fast images come from the disk, beside from memory: batches alone, and whole epochs of training.
 
     python benchmarks/streaming.py [--images 4000] [--image-size 64] [--batch 32] [--rounds 5] [--folder FOLDER]
+    python benchmarks/streaming.py --out data/streaming.json        # what the page "From a laptop to a cluster" shows
 
 A tree of JPEGs of noise, 256 x 256 each, is made in a folder that goes again. The same batches, in the same order,
 are then read three ways, in turns, so that a drift of the machine's speed hits all alike:
@@ -23,11 +24,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from steps import as_file
 
 import bpl
 from bpl.data import augment, batches, load_images, normalise
 from bpl.data.folders import list_images
 from bpl.data.streamed import ImageFiles, StreamedImages, workers
+from bpl.hardware import machine
 from bpl.measure import in_turns, quartiles
 
 CLASSES = 20
@@ -53,8 +56,8 @@ def load(tree: Path, image_size: int, limit: str) -> tuple[bpl.data.ImageSet, fl
     return load_images(str(tree), image_size, progress=False), time.perf_counter() - begun
 
 
-def compare(folder: Path, images: int, image_size: int, batch: int, rounds: int) -> str:
-    """The report, as text."""
+def compare(folder: Path, images: int, image_size: int, batch: int, rounds: int) -> dict:
+    """What was measured, and under which conditions."""
     os.environ["BPL_CACHE"] = str(folder / "cache")
     (folder / "tree").mkdir()
     tree = make_tree(folder / "tree", images)
@@ -91,23 +94,67 @@ def compare(folder: Path, images: int, image_size: int, batch: int, rounds: int)
 
         return once
 
-    lines = [
-        f"{len(memory.labels)} images at {image_size} x {image_size}, batch {batch}, {torch.get_num_threads()} threads,"
-        f" {workers()} workers, {rounds} rounds; first look: memory {first_memory:.1f} s, rows {first_rows:.1f} s"
-    ]
     tasks = {
         "batches alone": (len(memory.labels), {name: read(pixels) for name, pixels in sources.items()}),
         "training, ResNet-18 width 32": (len(part), {name: train(pixels) for name, pixels in sources.items()}),
     }
+    measured: dict[str, dict] = {}
     for what, (seen, runs) in tasks.items():
         times = in_turns(runs, rounds)
+        measured[what] = {
+            name: {
+                "images_a_second": 1e3 * seen / quartiles(values)[1],
+                "times_memory": quartiles([a / b for a, b in zip(values, times["memory"], strict=True)]),
+            }
+            for name, values in times.items()
+        }
+    return {
+        "images": len(memory.labels),
+        "image_size": image_size,
+        "batch": batch,
+        "machine": machine() | {"date": time.strftime("%Y-%m-%d")},
+        "workers": workers(),
+        "rounds": rounds,
+        "first_look_s": {"memory": first_memory, "rows": first_rows},
+        "measured": measured,
+    }
+
+
+def report(result: dict) -> str:
+    """The same as text."""
+    first, size, threads = result["first_look_s"], result["image_size"], result["machine"]["threads"]
+    lines = [
+        f"{result['images']} images at {size} x {size}, batch {result['batch']}, {threads} threads,"
+        f" {result['workers']} workers, {result['rounds']} rounds; first look: memory {first['memory']:.1f} s,"
+        f" rows {first['rows']:.1f} s"
+    ]
+    for what, ways in result["measured"].items():
         lines.append(f"{what}:")
-        for name, values in times.items():
-            low, middle, high = quartiles([a / b for a, b in zip(values, times["memory"], strict=True)])
+        for name, seen in ways.items():
+            low, middle, high = seen["times_memory"]
             lines.append(
-                f"  {name:7} {1e3 * seen / quartiles(values)[1]:9.0f} images/s, {middle:.2f} [{low:.2f}, {high:.2f}]"
+                f"  {name:7} {seen['images_a_second']:9.0f} images/s, {middle:.2f} [{low:.2f}, {high:.2f}]"
                 " of the time from memory"
             )
+    return "\n".join(lines)
+
+
+WORDS = {
+    "memory": "In memory",
+    "rows": "On the disk, decoded once into a file",
+    "files": "On the disk, decoded anew in every epoch",
+}
+
+
+def rows(result: dict) -> str:
+    """The same as the table of the book, without its head."""
+    alone, training = result["measured"].values()
+    lines = []
+    for name, words in WORDS.items():
+        low, middle, high = training[name]["times_memory"]
+        times = "1" if name == "memory" else f"{middle:.2f} [{low:.2f}, {high:.2f}]"
+        speeds = (f"{ways[name]['images_a_second']:,.0f}" for ways in (alone, training))
+        lines.append(f"| {words} | {' | '.join(speeds)} | {times} |")
     return "\n".join(lines)
 
 
@@ -118,9 +165,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=None)
+    parser.add_argument("--out", type=Path, default=None, help="JSON file for what was measured")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bpl-streaming-", dir=options.folder) as folder:
-        print(compare(Path(folder), options.images, options.image_size, options.batch, options.rounds))
+        result = compare(Path(folder), options.images, options.image_size, options.batch, options.rounds)
+    print(report(result))
+    if options.out is not None:
+        as_file(result, options.out)
+        print(rows(result))
 
 
 if __name__ == "__main__":

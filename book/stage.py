@@ -18,7 +18,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("_config.yml", "_toc.yml", "book", "notebooks", "data/results", "data/latency", "data/search")
-# A page may show what a cell of a notebook shows, by a line of its own: `<!-- output of notebooks/ucm.ipynb, cell ucm-answer -->`.
+# A page may show what a cell of a notebook shows, by a line of its own:
+# `<!-- output of notebooks/ucm.ipynb, cell ucm-answer -->`.
 OUTPUT_OF = re.compile(r"^( *)<!-- output of (\S+\.ipynb), cell (\S+) -->$", re.MULTILINE)
 NOT_PAGES = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "*.tmp", "stage.py", "refresh.py", ".DS_Store")
 

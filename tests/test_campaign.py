@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from support import SMALL, made_up_record, places_fixture, small, tree_fixture  # noqa: F401
+from trials import keep
 
 from bpl.campaign import START, Campaign
 from bpl.cli import _COMMANDS
@@ -197,12 +198,14 @@ def test_a_campaign_killed_many_times_repeats_no_finished_run_and_loses_none(pla
     """And a sweep of the same grid has nothing left to do."""
     grid = write_grid(places, [{**QUICK, "method": ["kd", "bpl", "sfp"], "seed": list(range(4))}])
     campaign = Campaign.of_grid(grid, places / "ended", places / "out")
-    assert killed_campaign(places, kills=8, patience=(0.0, 15.0), cores=2) > 0
+    killed = killed_campaign(places, kills=8, patience=(0.0, 15.0), cores=2)
+    assert killed > 0
     check_nothing_lost_or_repeated(places, set(campaign.runs))
     words = [sys.executable, "-m", "bpl", "sweep", grid, "--out", places / "out", "--work", places / "work", "--quiet"]
     swept = called(list(map(str, words)))
     assert (swept.returncode, swept.stderr) == (0, "")
     assert swept.stdout.endswith("12 runs: 12 recorded before, 0 run now, 0 failed, 0 under way elsewhere, 0 left\n")
+    keep("kills of Snakemake", kills=killed, runs=len(campaign.runs), lost=0, repeated=0)
 
 
 @pytest.mark.parametrize("profile", ["slurm", "kubernetes"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shlex
 
 import pytest
@@ -143,6 +144,21 @@ def test_a_bad_value_gives_one_sentence_with_the_value_and_what_is_allowed(field
     assert all(word in sentence for word in ([allowed] if isinstance(allowed, str) else allowed))
 
 
+@pytest.mark.parametrize(("name", "value"), [("budget", "macs:0.01"), ("target", "params:0.3")])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_size_that_the_method_does_not_read_is_refused_and_never_ignored(method, name, value):
+    if method == "dense" or method in _ONLY_FOR[name]:
+        assert getattr(RunConfig("ucm", method, **{name: value}), name) == (None if method == "dense" else value)
+        return
+    with pytest.raises(ValueError, match=f"^{name} is '{value}': {method} does not read it") as error:
+        RunConfig("ucm", method, **{name: value})
+    own = re.search("set by ([a-z ]+);", str(error.value)).group(1).split(" or ")
+    for knob in own:  # what is named is read
+        other = 0.4 if knob == "ratio" else "macs:0.4"
+        assert RunConfig("ucm", method, **{knob: other}) != RunConfig("ucm", method)
+    assert all(reader in str(error.value) for reader in _ONLY_FOR[name])
+
+
 # For every field but those below another value than the default, which must make it another run.
 OTHER = {
     "dataset": "aid", "method": "sfp", "arch": "resnet56", "ratio": 0.5, "seed": 1, "epochs": 7, "split": "paper",
@@ -249,9 +265,10 @@ def configs(draw, folder=None):
         "strengths": st.sampled_from(STRENGTHS), "rho": st.floats(0.01, 10), "samples": st.integers(2, 99),
         "bins": small,
     }  # fmt: skip
-    chosen = draw(st.sets(st.sampled_from([*choices]), max_size=8))
     dataset = draw(st.sampled_from([*CARDS, *([folder] if folder else [])]))
     method = draw(st.sampled_from(METHODS))
+    unread = {name for name in ("target", "budget") if method not in _ONLY_FOR[name]}  # refused, not left out
+    chosen = draw(st.sets(st.sampled_from(sorted(choices.keys() - unread)), max_size=8))
     choices["criterion"] = st.sampled_from(_CRITERIA_OF.get(method, tuple(CRITERIA)))
     return RunConfig(dataset=dataset, method=method, **{name: draw(choices[name]) for name in sorted(chosen)})
 

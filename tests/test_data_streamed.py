@@ -22,6 +22,7 @@ from support import (
     tree_fixture,  # noqa: F401
 )
 from torch import multiprocessing
+from trials import keep
 
 from bpl.data import DataError, batches, load_images, make_split
 from bpl.data import rows as rows_module
@@ -243,3 +244,6 @@ def test_memory_does_not_grow_with_117000_images(tmp_path, monkeypatch):
     print(f"own {own / 1e6:.0f} -> {own_later / 1e6:.0f} MB, worker {worker / 1e6:.0f} -> {worker_later / 1e6:.0f} MB")
     assert own_later - own < 150e6  # 117,000 names and stamps are 60 MB of it
     assert worker_later - worker < 150e6
+    sizes = {"own": own, "own_later": own_later, "worker": worker, "worker_later": worker_later}
+    megabytes = {name: round(size / 1e6) for name, size in sizes.items()}
+    keep("memory", few=5000, many=117_000, pixels_mb=round(112_000 * 3 * 64**2 / 1e6), **megabytes)

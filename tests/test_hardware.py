@@ -307,10 +307,14 @@ def test_a_target_takes_the_place_of_the_ratio():
     assert config.dense() == RunConfig("ucm", "bpl").dense()
 
 
-def test_methods_that_do_not_read_a_target_have_none():
-    assert {m for m in METHODS if RunConfig("ucm", m, target="macs:0.3").target is not None} == {
-        "scratch", "kd", "self_kd", "bpl", "l1", "sfp", "fpgm", "random",
-    }  # fmt: skip
+def test_the_methods_that_read_a_target():
+    def reads(method: str) -> bool:
+        try:
+            return RunConfig("ucm", method, target="macs:0.3").target is not None
+        except ValueError:  # refused: its size is set by something else
+            return False
+
+    assert set(filter(reads, METHODS)) == {"scratch", "kd", "self_kd", "bpl", "l1", "sfp", "fpgm", "random"}
 
 
 @pytest.mark.usefixtures("places")

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import bpl
 from bpl import bench, hardware, layer_times
@@ -41,12 +42,14 @@ def made() -> dict:
         def perf_counter(cls):
             return cls.now
 
+        process_time = perf_counter
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench, "forward_pass", forward_pass)
         patch.setattr(hardware, "forward_pass", forward_pass)
         patch.setattr("bpl.measure.time", clock)
         patch.setattr(layer_times, "time_layer", lambda layer, *_: layer.macs / 1.2e5)
-        patch.setattr(bench, "peak_rates", lambda: {"macs_per_second": 2e8, "bytes_per_second": 1e8})
+        patch.setattr(bench, "peak_rates", lambda **_: {"macs_per_second": 2e8, "bytes_per_second": 1e8})
         result = bench.survey("resnet18", 32, width=16, ratios=(0.5, 0.7), target=0.4, rounds=3, progress=False)
     result["ran"] = ran
     return result
@@ -256,7 +259,8 @@ def test_the_committed_survey_counts_as_this_code_does(path):
 def test_the_command_line_writes_a_survey(tmp_path, monkeypatch, capsys, made):
     from bpl.cli import main
 
-    asked = []
+    asked, threads = [], []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
     result = {key: value for key, value in made.items() if key != "ran"}
     monkeypatch.setattr(bench, "survey", lambda *words, **options: asked.append((words, options)) or result)
     with pytest.raises(SystemExit) as end:
@@ -270,13 +274,16 @@ def test_the_command_line_writes_a_survey(tmp_path, monkeypatch, capsys, made):
                 "32",
                 "--width",
                 "16",
+                "--threads",
+                "1",
+                "--clock",
+                "processor",
                 "--quiet",
             ]
         )
-    assert end.value.code == 0
-    assert asked == [
-        (("resnet18", 32), {"width": 16, "ratios": bench.RATIOS, "target": 0.3, "rounds": 7, "progress": False})
-    ]
+    assert end.value.code == 0 and threads == [1]
+    options = {"width": 16, "ratios": bench.RATIOS, "target": 0.3, "rounds": 7, "clock": "processor", "progress": False}
+    assert asked == [(("resnet18", 32), options)]
     assert load_survey(tmp_path / "out.json").network["arch"] == "resnet18"
     assert "ratio 0.7, rounded to 16" in capsys.readouterr().out
 

@@ -65,6 +65,23 @@ def test_a_filter_that_a_soft_mask_prunes_goes_on_training_and_may_come_back(tre
     assert max(out.curves["mask_changes"]) > 0
 
 
+def test_a_filter_at_zero_takes_a_step_that_is_longer_by_what_its_normalisation_divides_by():
+    """Why soft masks fare badly here: batch normalisation divides by sqrt(eps), where it divided by a deviation."""
+    torch.manual_seed(0)
+    x, dead = torch.randn(64, 3, 8, 8, dtype=torch.float64), torch.arange(3)
+    conv, norm = nn.Conv2d(3, 8, 3, padding=1, bias=False).double(), nn.BatchNorm2d(8).double()
+    conv.weight.data *= 10  # deviations far above eps
+    slopes = torch.randn(64, 8, 8, 8, dtype=torch.float64)  # of a loss by the outputs
+    (norm(conv(x)) * slopes).sum().backward()
+    usual, deviation = conv.weight.grad[dead].flatten(1).norm(dim=1), conv(x).std((0, 2, 3))[dead].detach()
+    conv.weight.grad = None
+    conv.weight.data[dead] = 0
+    (norm(conv(x)) * slopes).sum().backward()
+    ratio = conv.weight.grad[dead].flatten(1).norm(dim=1) / usual
+    assert ratio == pytest.approx(deviation / norm.eps**0.5, rel=0.2)
+    assert (ratio > 300).all()
+
+
 def test_rankings_stop_at_the_freeze_and_pruned_channels_are_dead_from_then_on(tree, rankings):
     out = trained(small(tree, "sfp", epochs=4, freeze_at=0.5, slim_at="none"))
     assert len(rankings) == 2

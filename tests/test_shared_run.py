@@ -11,12 +11,14 @@ import shared_runs
 import torch
 from safetensors.torch import load_file
 from support import SMALL, files_below, places_fixture, tree_fixture  # noqa: F401
+from trials import keep
 
 import bpl
 from bpl import processes
 from bpl.cli import main
 from bpl.config import RunConfig
 from bpl.memory import step_memory
+from bpl.methods import REGISTRY
 from bpl.records import load_record
 from bpl.sharing import check_shared
 
@@ -54,8 +56,14 @@ def records_below(place: Path) -> dict[str, object]:
     return {path.name: load_record(path) for path in sorted(place.glob("results/*/*.json"))}
 
 
-def check_same(one: Path, two: Path) -> None:
-    """Losses, masks, accuracies and shipped weights of runs in one process and in two agree up to rounding."""
+def check_same(one: Path, two: Path) -> dict[str, float]:
+    """Losses, masks, accuracies and shipped weights of runs in one process and in two agree up to rounding.
+
+    Returns:
+        How many runs, and the largest differences of a loss and of a weight, relative to the loss and to the largest
+        weight of its tensor.
+    """
+    seen = {"runs": 0, "loss": 0.0, "weight": 0.0}
     alone, shared = records_below(one), records_below(two)
     assert alone.keys() == shared.keys() and alone
     for name, record in alone.items():
@@ -71,7 +79,14 @@ def check_same(one: Path, two: Path) -> None:
         assert weights.keys() == others.keys()
         for key, weight in weights.items():
             bound = 2e-3 * float(weight.abs().max()) + 1e-6  # a beta before another normalisation is rounding alone
-            assert float((weight - others[key]).abs().max()) < bound, (name, key)
+            difference = float((weight - others[key]).abs().max())
+            assert difference < bound, (name, key)
+            if float(weight.abs().max()) > 1e-3:
+                seen["weight"] = max(seen["weight"], difference / float(weight.abs().max()))
+        losses = zip(record.curves["loss"], other.curves["loss"], strict=True)
+        seen["loss"] = max(seen["loss"], *(abs(a - b) / abs(a) for a, b in losses))
+        seen["runs"] += 1
+    return seen
 
 
 @pytest.fixture(scope="module")
@@ -125,11 +140,35 @@ def test_a_killed_process_ends_the_job_and_a_restart_goes_on(two_processes, tree
 
 
 @pytest.mark.slow
-def test_other_methods_in_two_processes_give_what_one_does(tree, tmp_path, monkeypatch):
-    done = started(tmp_path / "two", tree, MORE_JOBS)
+def test_all_methods_in_two_processes_give_what_one_does(tree, tmp_path, monkeypatch):
+    jobs = JOBS + MORE_JOBS
+    assert {job["method"] for job in jobs} == {name for name, method in REGISTRY.items() if method.shares_batches}
+    done = started(tmp_path / "two", tree, jobs)
     assert done.returncode == 0, done.stderr
-    shared_runs.perform(tmp_path / "one", str(tree), MORE_JOBS, monkeypatch.setattr)
-    check_same(tmp_path / "one", tmp_path / "two")
+    shared_runs.perform(tmp_path / "one", str(tree), jobs, monkeypatch.setattr)
+    keep("two processes", **check_same(tmp_path / "one", tmp_path / "two"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "fabric"])
+def test_either_launcher_starts_bpl_run(tree, tmp_path, launcher):
+    """The command line, as the book gives it: two processes, one record, one that speaks."""
+    programs = Path(sys.executable).parent
+    if not (programs / launcher).exists():
+        pytest.skip(f"{launcher} is not installed here")
+    start = {
+        "torchrun": ["--standalone", "--nproc-per-node", "2", "-m", "bpl"],
+        "fabric": ["run", "--accelerator", "cpu", "--devices", "2", programs / "bpl", "--"],
+    }[launcher]
+    options = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", value)]
+    words = ["run", "--dataset", tree, "--method", "dense", *options, "--epochs", 1, "--quiet"]
+    places = ["--out", tmp_path / "results", "--work", tmp_path / "work"]
+    command = [str(word) for word in (programs / launcher, *start, *words, *places)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("top-1 test") == 1
+    (record,) = records_below(tmp_path).values()
+    assert record.environment["devices"] == 2
 
 
 # -- what is refused ----------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ import contextlib
 import fcntl
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 Buffer = bytes | bytearray | memoryview
@@ -84,6 +85,29 @@ def check_writable(folder: Path) -> None:
     except OSError as error:
         error.filename = str(folder)
         raise
+
+
+@contextmanager
+def folder_held(folder: Path) -> Iterator[None]:
+    """Hold a folder, which is made where there is none, against others that hold it so; wait for its turn.
+
+    Between a look whether a file is there and writing it, nobody else writes it. On a file system without locks that
+    is not so.
+
+    Args:
+        folder: where the file is.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _temporary(path: Path) -> tuple[int, str]:

@@ -17,10 +17,11 @@ from torch import nn
 from tqdm import tqdm
 
 from bpl.atomic import write_atomic
+from bpl.budget import TARGETS, Budget
 from bpl.channels import ChannelGraph
-from bpl.hardware import machine, widths_for
+from bpl.hardware import machine, measured_share, widths_for
 from bpl.layer_times import LatencyCost, LayerTimes, layers_of
-from bpl.measure import count_macs, count_params, forward_pass, in_turns, quartiles
+from bpl.measure import OtherWork, clock_of, count_macs, count_params, forward_pass, in_turns, quartiles
 from bpl.memory import inference_memory
 from bpl.models import build_model
 from bpl.pruning import prune_masks, slim
@@ -44,6 +45,7 @@ def survey(
     batch_sizes: Sequence[int] = (1, 16),
     backends: Sequence[str] = ("eager", "onnxruntime"),
     rounds: int = 7,
+    clock: str = "wall",
     progress: bool = True,
 ) -> dict[str, Any]:
     """Measure the dense network, the uniformly pruned ones at every rounding, and the one that meets a latency target.
@@ -60,11 +62,18 @@ def survey(
         batch_sizes: images in a pass.
         backends: what runs the networks: keys of `bpl.measure.BACKENDS`.
         rounds: rounds that count, in which all networks take turns.
+        clock: one of `bpl.measure.CLOCKS`; on a machine that is shared ``processor``, and one thread.
         progress: show progress bars on standard error.
 
     Returns:
-        Plain values, as in the JSON file that the page reads (`bpl.report.latency.load_survey`).
+        Plain values, as in the JSON file that the page reads (`bpl.report.survey.load_survey`).
+
+    Raises:
+        ValueError: unknown network, clock or backend, or a target that cannot be met.
     """
+    clock_of(clock)  # what is unknown is refused now
+    Budget.parse(f"latency:{target:g}", "target", TARGETS)
+    others = OtherWork()
     torch.manual_seed(0)
     dense = build_model(arch, classes, image_size, width)
     plan: list[dict[str, Any]] = [{"name": "dense", "ratio": 0.0, "round_to": 1, "target": None}]
@@ -75,7 +84,7 @@ def survey(
             plan.append({"name": name, "ratio": ratio, "round_to": round_to, "target": None})
             models[name] = slim(dense, prune_masks(dense, ratio, round_to=round_to))
     times = LayerTimes()
-    for entry, model in _for_target(dense, image_size, target, times):
+    for entry, model in _for_target(dense, image_size, target, times, clock):
         plan.append(entry)
         models[entry["name"]] = model
 
@@ -88,8 +97,8 @@ def survey(
     result = {
         "schema": SCHEMA,
         "network": {"arch": arch, "image_size": image_size, "width": width, "classes": classes},
-        "machine": machine() | {"date": time.strftime("%Y-%m-%d")},
-        "peak": peak_rates(),
+        "machine": machine() | {"date": time.strftime("%Y-%m-%d"), "clock": clock},
+        "peak": peak_rates(clock=clock),
         "networks": networks,
         "layers": _layers(models, plan, image_size, times),
         "times": [],
@@ -101,27 +110,28 @@ def survey(
             passes[name] = forward_pass(model, image_size, backend)
             bar.update()
         for batch_size in batch_sizes:
-            result["times"] += _times(passes, backend, batch_size, rounds)
+            result["times"] += _times(passes, backend, batch_size, rounds, clock)
         del passes
         gc.collect()  # some gigabytes of sessions
     bar.close()
+    result["machine"]["others"] = others.share()
     return result
 
 
 Passes = dict[str, Callable[[int], Callable[[], object]]]  # name -> batch size -> one forward pass
 
 
-def _times(passes: Passes, backend: str, batch_size: int, rounds: int) -> list[dict[str, Any]]:
+def _times(passes: Passes, backend: str, batch_size: int, rounds: int, clock: str) -> list[dict[str, Any]]:
     """Times of all networks in turns, and how many times faster than the dense one each is, round by round."""
     runs = {name: make(batch_size) for name, make in passes.items()}
-    first = in_turns(runs, rounds=1)
+    first = in_turns(runs, rounds=1, clock=clock)
     repeats = {name: max(1, round(1e3 * TURN / once)) for name, (once,) in first.items()}
 
     def turn(name: str) -> None:
         for _ in range(repeats[name]):
             runs[name]()
 
-    turns = in_turns({name: partial(turn, name) for name in runs}, rounds)
+    turns = in_turns({name: partial(turn, name) for name in runs}, rounds, clock=clock)
     measured = {name: [value / repeats[name] for value in values] for name, values in turns.items()}
     rows = []
     for name, values in measured.items():
@@ -138,29 +148,41 @@ def _times(passes: Passes, backend: str, batch_size: int, rounds: int) -> list[d
 
 
 def _for_target(
-    dense: nn.Module, image_size: int, share: float, times: LayerTimes
+    dense: nn.Module, image_size: int, share: float, times: LayerTimes, clock: str
 ) -> list[tuple[dict[str, Any], nn.Module]]:
-    """The network of hardware-aware widths for a latency target, and the uniformly pruned one of equal predicted time.
+    """The network of hardware-aware widths for a latency target, and the uniformly pruned one that takes as long.
 
-    Both have widths rounded to 8, so that they differ only in how the widths are spread over the layers.
+    Both have widths rounded to 8, so that they differ only in how the widths are spread over the layers. The uniform
+    ratio is the smallest, in hundredths, whose network was measured to take no longer than the other; the sum of its
+    layers' times says where to begin.
     """
     round_to, target = 8, f"latency:{share:g}"
-    found = widths_for(dense, target, image_size, round_to=round_to, times=times)
+    measure = measured_share(dense, image_size, clock=clock)
+    found = widths_for(dense, target, image_size, round_to=round_to, times=times, measure=measure)
     graph = ChannelGraph(dense)
     sets = prunable_sets(graph)
     cost = LatencyCost(graph, sets, image_size, times)
     limit = cost.total([found.widths[channels.convs[0]] for channels in sets])
+    ratios: dict[tuple[int, ...], float] = {}  # widths -> the first of the ratios that give them
+    for step in range(100):
+        ratios.setdefault(tuple(kept_filters(channels.size, step / 100, round_to) for channels in sets), step / 100)
+    widths, steps = list(ratios), list(ratios.values())
 
-    def predicted(ratio: float) -> float:
-        return cost.total([kept_filters(channels.size, ratio, round_to) for channels in sets])
+    def is_as_fast(index: int) -> bool:
+        return measure(slim(dense, prune_masks(dense, steps[index], round_to=round_to))) <= found.share
 
-    hundredths = [step / 100 for step in range(100)]
-    ratio = next((r for r in hundredths if predicted(r) <= limit), hundredths[-1])
+    at = next((index for index, kept in enumerate(widths) if cost.total(kept) <= limit), len(steps) - 1)
+    if is_as_fast(at):
+        while at > 0 and is_as_fast(at - 1):
+            at -= 1
+    else:
+        while at < len(steps) - 1 and not is_as_fast(at := at + 1):
+            pass
     aware = {"name": f"target {target}", "ratio": round(1 - share, 6), "round_to": round_to, "target": target}
-    uniform = {"name": f"as fast, ratio {ratio:g}", "ratio": ratio, "round_to": round_to, "target": None}
+    uniform = {"name": f"as fast, ratio {steps[at]:g}", "ratio": steps[at], "round_to": round_to, "target": None}
     return [
         (aware, slim(dense, prune_masks(dense, 0, widths=found.widths))),
-        (uniform, slim(dense, prune_masks(dense, ratio, round_to=round_to))),
+        (uniform, slim(dense, prune_masks(dense, steps[at], round_to=round_to))),
     ]
 
 
@@ -183,12 +205,13 @@ def _layers(
     }
 
 
-def peak_rates(size: int = 768, megabytes: int = 64) -> dict[str, float]:
+def peak_rates(size: int = 768, megabytes: int = 64, clock: str = "wall") -> dict[str, float]:
     """What this machine can do at best: the two roofs of a roofline.
 
     Args:
         size: rows and columns of the matrices that are multiplied.
-        megabytes: size of the array that is copied; more than the caches hold.
+        megabytes: size of the array that is copied.
+        clock: one of `bpl.measure.CLOCKS`.
 
     Returns:
         ``macs_per_second`` of a float32 matrix product, and ``bytes_per_second`` read and written by a copy: the best
@@ -197,7 +220,7 @@ def peak_rates(size: int = 768, megabytes: int = 64) -> dict[str, float]:
     a, b = torch.rand(size, size), torch.rand(size, size)
     source = torch.rand(megabytes * 2**20 // 4)
     target = torch.empty_like(source)
-    times = in_turns({"product": lambda: torch.mm(a, b), "copy": lambda: target.copy_(source)}, rounds=40)
+    times = in_turns({"product": lambda: torch.mm(a, b), "copy": lambda: target.copy_(source)}, rounds=40, clock=clock)
     return {
         "macs_per_second": round(size**3 / (min(times["product"]) / 1e3)),
         "bytes_per_second": round(2 * source.nbytes / (min(times["copy"]) / 1e3)),

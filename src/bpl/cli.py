@@ -291,18 +291,28 @@ class Bench:
     """Share of the dense network's latency that widths chosen layer by layer have to meet."""
     rounds: int = 7
     """Rounds in which all networks take turns."""
+    threads: int | None = None
+    """Threads of an operation; as many as there are cores where not given."""
+    clock: str = "wall"
+    """wall, or processor: with one thread, what counts on a machine that other programs use too."""
     quiet: bool = False
     """No progress bar."""
 
     def __call__(self) -> int:
+        import torch
+
         from bpl.bench import save_survey, survey
 
         if not all(0 < ratio < 1 for ratio in self.ratios) or 0.7 not in self.ratios:
             raise ValueError(f"--ratios are {self.ratios}: they must be more than 0 and less than 1, 0.7 among them")
         if self.rounds < 1:
             raise ValueError(f"--rounds is {self.rounds}: it must be at least 1")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"--threads is {self.threads}: it must be at least 1")
         if self.out.is_dir():
             raise ValueError(f"{self.out} is a folder: name the JSON file to write")
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
         result = survey(
             self.arch,
             self.image_size,
@@ -310,6 +320,7 @@ class Bench:
             ratios=self.ratios,
             target=self.target,
             rounds=self.rounds,
+            clock=self.clock,
             progress=not self.quiet,
         )
         for row in result["times"]:

@@ -275,6 +275,7 @@ class RunConfig:
             object.__setattr__(self, "stored_size", self.image_size)
         if self.teacher_epochs is None:
             object.__setattr__(self, "teacher_epochs", self.epochs)
+        self._check_size_is_read()
         if self.rho is None:
             rate = self.learning_rate if _is_number(self.learning_rate) and self.learning_rate > 0 else 1.0
             object.__setattr__(self, "rho", float(f"{_PULL / rate:.6g}"))
@@ -289,6 +290,18 @@ class RunConfig:
         for name in _FLOATS:  # 0 and 0.0 are one run
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else float(value))
+
+    def _check_size_is_read(self) -> None:
+        """Refuse a size that the method does not read, where other knobs of other methods are only left out."""
+        for name in ("target", "budget"):
+            readers = _ONLY_FOR[name]
+            if getattr(self, name) is not None and self.method not in (*readers, "dense"):  # dense ignores a ratio too
+                other = "target" if name == "budget" else "budget"
+                own = f"{other} or ratio" if self.method in _ONLY_FOR[other] else "ratio"
+                raise ValueError(
+                    f"{name} is {shown(getattr(self, name))}: {self.method} does not read it, its size is set by "
+                    f"{own}; {name} is for {', '.join(readers)}"
+                )
 
     def _check(self) -> None:
         for name in ("dataset", "data"):

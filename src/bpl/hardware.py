@@ -136,13 +136,16 @@ def widths_for(
     return best
 
 
-def measured_share(model: nn.Module, image_size: int, batch_size: int = 1) -> Callable[[nn.Module], float]:
+def measured_share(
+    model: nn.Module, image_size: int, batch_size: int = 1, clock: str = "wall"
+) -> Callable[[nn.Module], float]:
     """Times smaller networks against a dense one under onnxruntime.
 
     Args:
         model: the dense network.
         image_size: height and width of the images in pixels.
         batch_size: images in a pass.
+        clock: one of `bpl.measure.CLOCKS`.
 
     Returns:
         A function from a smaller network to its share of the dense one's time. Both take turns, and the fastest pass of
@@ -152,7 +155,7 @@ def measured_share(model: nn.Module, image_size: int, batch_size: int = 1) -> Ca
 
     def share(small: nn.Module) -> float:
         run = forward_pass(small, image_size, "onnxruntime")(batch_size)
-        times = in_turns({"dense": dense, "small": run}, ROUNDS, warm_up=2)
+        times = in_turns({"dense": dense, "small": run}, ROUNDS, warm_up=2, clock=clock)
         return min(times["small"]) / min(times["dense"])
 
     return share

@@ -159,8 +159,8 @@ def time_layer(layer: Layer, batch_size: int, seconds: float = SECONDS) -> float
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         images = {"x": chance.standard_normal(shape, dtype=np.float32)}
-        end, passes = time.perf_counter() + seconds, 0
-        while passes < 5 or time.perf_counter() < end:
+        end, passes = time.process_time() + seconds, 0  # of computing: a busy machine counts as many
+        while passes < 5 or time.process_time() < end:
             session.run(None, images)
             passes += 1
         events = json.loads(Path(session.end_profiling()).read_text())

@@ -1,16 +1,35 @@
 """What a network costs: multiply-accumulates, parameters, time."""
 
 import copy
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 BACKENDS = ("eager", "compile", "onnxruntime")
+CLOCKS = ("wall", "processor")
+
+
+def clock_of(clock: str) -> Callable[[], float]:
+    """What reads a clock, in seconds.
+
+    Args:
+        clock: ``wall``: the time that a user waits. ``processor``: the time that all threads of this process computed.
+            On one thread the two are the same on an idle machine, and the second stays the same on a busy one; on
+            several threads it adds up what they computed, and what they waited for each other without sleeping.
+
+    Raises:
+        ValueError: unknown clock.
+    """
+    if clock not in CLOCKS:
+        raise ValueError(f"unknown clock {clock!r}: allowed are {', '.join(CLOCKS)}")
+    return time.process_time if clock == "processor" else time.perf_counter
 
 
 def count_macs(model: nn.Module, image_size: int) -> int:
@@ -176,7 +195,9 @@ def measure_latency(
     )
 
 
-def in_turns(runs: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+def in_turns(
+    runs: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1, clock: str = "wall"
+) -> dict[str, list[float]]:
     """Time several things that take turns, so that a drift of the machine's speed hits all of them alike.
 
     Times of different things may then be compared round by round (`quartiles` of their ratios), also on a machine that
@@ -186,17 +207,22 @@ def in_turns(runs: Mapping[str, Callable[[], object]], rounds: int, warm_up: int
         runs: name -> what to run.
         rounds: rounds that count.
         warm_up: rounds before, that do not.
+        clock: one of `CLOCKS`.
 
     Returns:
         name -> milliseconds, one a round.
+
+    Raises:
+        ValueError: unknown clock.
     """
+    now = clock_of(clock)
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(-warm_up, rounds):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = now()
             run()
             if turn >= 0:
-                times[name].append(1e3 * (time.perf_counter() - start))
+                times[name].append(1e3 * (now() - start))
     return times
 
 
@@ -206,3 +232,32 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
         return values[0], values[0], values[0]
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return low, middle, high
+
+
+class OtherWork:
+    """How busy other programs kept the machine while this one measured: what a reader of the times has to know.
+
+    Args:
+        stat: where Linux counts the time of its processors; on a system without it nothing is known.
+    """
+
+    def __init__(self, stat: Path = Path("/proc/stat")):
+        self._stat = stat
+        self._start = self._now()
+
+    def _now(self) -> tuple[float, float, float] | None:
+        """Seconds so far: all processors busy, all processors there, this process busy."""
+        try:
+            fields = [int(field) for field in self._stat.read_text().split("\n", 1)[0].split()[1:9]]
+        except OSError:
+            return None
+        idle = fields[3] + fields[4]  # user, nice, system, idle, waiting for a disk, two of interrupts, stolen
+        ticks = os.sysconf("SC_CLK_TCK")  # a second
+        return (sum(fields) - idle) / ticks, sum(fields) / ticks, time.process_time()
+
+    def share(self) -> float | None:
+        """Share of the processors' time since this object was made that went to other programs; None if not known."""
+        if self._start is None or (now := self._now()) is None:
+            return None
+        busy, there, own = (after - before for before, after in zip(self._start, now, strict=True))
+        return round(min(1.0, max(0.0, (busy - own) / there)), 3) if there else None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bpl import processes
-from bpl.atomic import check_writable
+from bpl.atomic import check_writable, folder_held
 from bpl.checkpoint import delete_checkpoint
 from bpl.config import RunConfig
 from bpl.data import ImageSet, Split, load_images, make_split
@@ -119,10 +119,11 @@ def run(
             def finish() -> Record:
                 record = make_record(config, images, split, trained, beside)
                 _save_shipped(trained, images, place)
-                if path.exists() and not repeat:  # recorded meanwhile from another work folder, whose lock is another
-                    record = load_record(path)
-                else:
-                    save_record(record, path)
+                with folder_held(path.parent):
+                    if path.exists() and not repeat:  # recorded meanwhile from another work folder: another lock
+                        record = load_record(path)
+                    else:
+                        save_record(record, path)
                 delete_checkpoint(checkpoint)
                 log.write("finished", test=record.accuracy["test"], seconds=record.seconds, record=path.name)
                 return record

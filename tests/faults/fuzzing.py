@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from trials import keep
+
 SHORT = 150  # inputs of a target by default
 LONG = 10_000  # of a target in the long mode
 
@@ -79,6 +81,9 @@ def fuzz(
         else:
             tally.read += 1
     TALLIES.append(tally)
+    if count >= LONG:
+        refused = sum(tally.refused.values())
+        keep(f"hostile inputs, {target}", inputs=tally.inputs, read=tally.read, refused=refused, crashes=0)
     return tally
 
 

@@ -4,7 +4,8 @@
     python tests/faults/random_kills.py campaign TREE WORK RUNS KILLS SEED
 
 Every attempt is a process that this one ends by SIGKILL after a random time, wherever it is then: training, measuring,
-or writing a checkpoint, the shipped network or the record. What was seen is written to standard output as JSON.
+or writing a checkpoint, the shipped network or the record. Writing takes little time, so that every fifth kill of a run
+waits, after its random time, until something is being written. What was seen is written to standard output as JSON.
 """
 
 import dataclasses
@@ -50,15 +51,28 @@ def forked(work: Callable[[], object]) -> int:
     return pid
 
 
-def killed(pid: int, after: float | None) -> bool:
-    """Kill a process after a time, or wait for its own end; whether it was killed."""
+def killed(pid: int, after: float | None, writing: Path | None = None) -> bool:
+    """Kill a process after a time, or wait for its own end; whether it was killed.
+
+    Args:
+        pid: its id.
+        after: seconds; None for its own end.
+        writing: after that time, wait until it writes something below this folder, or has ended.
+    """
     if after is not None:
         time.sleep(after)
+        while writing is not None and not leftovers(writing) and not has_ended(pid):
+            pass
         os.kill(pid, signal.SIGKILL)  # it is not waited for yet, so that its id is still its own even if it has ended
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if code not in (0, -signal.SIGKILL):
         raise SystemExit(f"an attempt ended with {code}")
     return code != 0
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a child process that is not waited for yet has ended."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -77,7 +91,8 @@ def outcome(folder: Path, config: RunConfig) -> dict:
 
 def kill_runs(tree: str, work: Path, kills: int, seed: int) -> dict:
     """Kill runs of changing methods until there were so many kills; each is finished and compared with its twin."""
-    chance, seen, number = random.Random(seed), {"kills": 0, "runs": 0, "different": [], "left": []}, 0
+    chance, number = random.Random(seed), 0
+    seen: dict = {"kills": 0, "while_writing": 0, "resumed": 0, "runs": 0, "different": [], "left": []}
     while seen["kills"] < kills:
         method = ("bpl", "dense", "sfp")[number % 3]
         config = RunConfig(dataset=tree, method=method, seed=number, epochs=4, **FIELDS)
@@ -89,8 +104,10 @@ def kill_runs(tree: str, work: Path, kills: int, seed: int) -> dict:
         done = False
         while not done:
             wait = chance.uniform(0, longest) if seen["kills"] < kills else None
-            done = not killed(forked(partial(run_in, place, config)), wait)
+            seen["resumed"] += any(place.rglob("checkpoint.pt"))
+            done = not killed(forked(partial(run_in, place, config)), wait, place if seen["kills"] % 5 == 4 else None)
             seen["kills"] += not done
+            seen["while_writing"] += not done and bool(leftovers(place))
         seen["runs"] += 1
         if outcome(whole, config) != outcome(place, config):
             seen["different"].append(config.run_name("real"))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -27,6 +28,7 @@ from bpl.methods import REGISTRY
 from bpl.out_of_memory import OutOfMemory, is_out_of_memory, out_of_memory_said
 from bpl.records import load_record, record_path
 from bpl.run import run
+from bpl.runlog import read_log
 from bpl.sweep import sweep
 
 pytestmark = pytest.mark.usefixtures("places", "no_stopwatch")
@@ -185,6 +187,54 @@ def test_the_same_run_from_two_work_folders_is_recorded_once(tree, places, monke
     path = record_path(config, "real")
     assert run(config, progress=False) == records[0] == load_record(path)
     assert files_below(path.parent) == [path.name]
+
+
+def test_two_that_end_the_same_run_at_one_moment_record_it_once(tree, places, monkeypatch):
+    """From two work folders: both have trained, and neither has seen a record when it comes to write one."""
+    config, both = small(tree, "dense", epochs=1), threading.Barrier(2)
+    ship, save, written, results = run_module._save_shipped, run_module.save_record, [], []
+
+    def ship_together(*arguments) -> None:
+        ship(*arguments)
+        both.wait(60)
+
+    def save_slowly(record, path):
+        time.sleep(0.3)
+        written.append(record)
+        return save(record, path)
+
+    monkeypatch.setattr(run_module, "_save_shipped", ship_together)
+    monkeypatch.setattr(run_module, "save_record", save_slowly)
+    threads = [
+        threading.Thread(target=lambda work=work: results.append(run(config, work=places / work, progress=False)))
+        for work in ("one", "two")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(written) == 1
+    assert results == written * 2 == [load_record(record_path(config, "real"))] * 2
+
+
+def test_processes_that_start_the_same_run_at_once_do_it_once(tree, places):
+    """Two wait for whoever is first, the third says that the run is under way, or finds its record."""
+    config = small(tree, "dense")
+    words = [sys.executable, "-m", "bpl", *config.command().split()[1:], "--device", "cpu", "--quiet"]
+    started = [
+        subprocess.Popen([*words, *wait], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for wait in (["--wait"], ["--wait"], [])
+    ]
+    said = [process.communicate(timeout=300) for process in started]
+    codes = [process.returncode for process in started]
+    assert codes[:2] == [0, 0] and codes[2] in (0, 75), said
+    assert said[0] == said[1] and "top-1 test" in said[0][0]
+    assert said[2] == said[0] if codes[2] == 0 else "is under way in another process" in said[2][1]
+    path = record_path(config, "real")
+    assert files_below(path.parent) == [path.name]
+    load_record(path)
+    events = [event["event"] for event in read_log(places / "work" / path.stem)]
+    assert events == ["started", *["epoch"] * 3, "finished"]
 
 
 def test_many_writers_of_one_file_leave_one_of_their_contents_and_nothing_else(tmp_path):

@@ -132,8 +132,8 @@ def machine(measured: Steps | WholeTraining) -> Markdown:
     """
     m, n = measured.machine, measured.network
     return Markdown(
-        f"Measured: {n['arch']}, {n['image_size']} × {n['image_size']} pixels, batch {n['batch']}, ratio {n['ratio']:g}; "
-        f"{where(m)}; torch {m['torch']}, {m['date']}."
+        f"Measured: {n['arch']}, {n['image_size']} × {n['image_size']} pixels, batch {n['batch']}, ratio "
+        f"{n['ratio']:g}; {where(m)}; torch {m['torch']}, {m['date']}."
     )
 
 
@@ -147,17 +147,18 @@ def aims(steps: Steps) -> Markdown:
     for precision, aim in AIMS.items():
         held, slimmed = (steps.ratio("released", f"{kind} {precision}") for kind in ("partners", "slimmed"))
         lines.append(
-            f"- A step in {precision} was to be {aim} times as fast as one in the released style. With masks held on the "
-            f"whole network it is {_spread(held)} times as fast: {_met(held[1] >= aim)}. After slimming, the same step "
-            f"to rounding and what the library does from the freeze on, {_spread(slimmed)} times: {_met(slimmed[1] >= aim)}."
+            f"- A step in {precision} was to be {aim} times as fast as one in the released style. With masks held on "
+            f"the whole network it is {_spread(held)} times as fast: {_met(held[1] >= aim)}. After slimming, the same "
+            f"step to rounding and what the library does from the freeze on, {_spread(slimmed)} times: "
+            f"{_met(slimmed[1] >= aim)}."
         )
     for precision in PRECISIONS:
         ours, dense = f"partners {precision}", f"dense {precision}"
         bound, measured = steps.macs[ours] / steps.macs[dense], steps.ratio(ours, dense)
         lines.append(
             f"- A step with partners in {precision} was to take at most a tenth more of the dense step than its "
-            f"multiply-accumulates, {bound:.2f} times the dense network's, say. It takes {_spread(measured)} times as long: "
-            f"{_met(measured[1] <= (1 + WITHIN) * bound)}."
+            f"multiply-accumulates, {bound:.2f} times the dense network's, say. It takes {_spread(measured)} times as "
+            f"long: {_met(measured[1] <= (1 + WITHIN) * bound)}."
         )
     return Markdown("\n".join(lines))
 
@@ -226,9 +227,9 @@ def whole_sentence(whole: WholeTraining) -> Markdown:
     less = whole.of_macs() < 1 and all(whole.of_time(precision)[1] < 1 for precision in PRECISIONS)
     return Markdown(
         f"A BPL training of {n['arch']} at ratio {n['ratio']:g} and {n['image_size']} × {n['image_size']} pixels, "
-        f"{whole.epochs} epochs with masks that freeze after epoch {whole.freeze_epoch}, computes {whole.of_macs():.3f} "
-        f"times as much as the dense network's own training and takes {times} times as long (medians and quartiles): "
-        f"{'less of both' if less else 'not less of both'}."
+        f"{whole.epochs} epochs with masks that freeze after epoch {whole.freeze_epoch}, computes "
+        f"{whole.of_macs():.3f} times as much as the dense network's own training and takes {times} times as long "
+        f"(medians and quartiles): {'less of both' if less else 'not less of both'}."
     )
 
 
