@@ -69,7 +69,7 @@ def test_untouched_records_pass(page: Path) -> None:
     ids=["accuracy", "curve"],
 )
 def test_one_changed_number_fails(page: Path, method: str, place: tuple) -> None:
-    shown = RunConfig(dataset="ucm", method=method, ratio=0.78)  # the page's figures show its highest ratio
+    shown = RunConfig(dataset="ucm", method=method, ratio=0.78)  # the ratio of the page's curves
     path = page / "results" / "ucm" / f"{shown.run_name('real')}.json"
     before = path.read_text()
     values = json.loads(before)
