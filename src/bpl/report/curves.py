@@ -23,13 +23,13 @@ def curves(rows: list[Row], name: str = "validation") -> Drawing | Markdown:
 
     Args:
         rows: rows that were trained for any number of epochs.
-        name: a key of `Record.curves`, such as "validation", "test", "loss" or "partner_cosine"; rows without it are
-            left out.
+        name: a key of `Record.curves`, such as "validation", "test", "loss" or "partner_cosine"; records without it,
+            and rows without such a record, are left out.
 
     Returns:
         The figure; one sentence where no row has such a curve.
     """
-    drawn = [row for row in rows if all(name in record.curves for record in row.records)]
+    drawn = [row for row in rows if any(name in record.curves for record in row.records)]
     if not drawn:
         return Markdown(NO_RECORDS)
     figure, axes = new_axes(height=3.8)
@@ -38,7 +38,7 @@ def curves(rows: list[Row], name: str = "validation") -> Drawing | Markdown:
     ends = []
     for index, row in enumerate(drawn):
         colour = COLOURS.get(row.method, SERIES[-1]) if one_each else SERIES[index % len(SERIES)]
-        values = np.array([record.curves[name] for record in row.records])  # (seeds, epochs)
+        values = np.array([record.curves[name] for record in row.records if name in record.curves])  # (seeds, epochs)
         epochs = np.arange(1, values.shape[1] + 1)
         axes.plot(epochs, values.mean(axis=0), color=colour, linewidth=1.6)
         if len(values) > 1:

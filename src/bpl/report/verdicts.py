@@ -98,7 +98,7 @@ def seeds_needed(arm: Row | None, control: Row | None, size: float) -> Markdown:
     deviation = math.sqrt(sum((pair - mean) ** 2 for pair in pairs) / (len(pairs) - 1))
     needed = max(2, math.ceil((_REACH * deviation / size) ** 2))
     return Markdown(
-        f"Between {arm.label} and {control.label} the difference scatters from seed to seed with a standard deviation "
-        f"of {deviation:.2f} points (n = {len(pairs)}). An interval that reaches {size:g} points to either side of the "
-        f"mean, and so tells a difference of that size from none, would take about {needed} seeds."
+        f"The difference between “{arm.label}” and “{control.label}” scatters from seed to seed with a standard "
+        f"deviation of {deviation:.2f} points (n = {len(pairs)}). An interval that reaches {size:g} points to either "
+        f"side of the mean, and so tells a difference of that size from none, would take about {needed} seeds."
     )
