@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import run_module
 
+from bpl import paths
 from bpl.cli import main
 from bpl.config import (
     _CRITERIA_OF,
@@ -34,7 +35,9 @@ from bpl.diversity import FORMS
 from bpl.models import NAMES
 from bpl.pruning.criteria import CRITERIA
 from bpl.pruning.masks import SCOPES
+from bpl.sweep import load_grid
 
+GRIDS = paths.project_root() / "workflow"
 FIELDS = [field.name for field in dataclasses.fields(RunConfig)]
 
 
@@ -309,6 +312,58 @@ def test_the_command_of_a_config_makes_the_same_run(data, tmp_path):
     again = parsed(config.command())
     assert again.identity("real") == config.identity("real")
     assert again.data == config.data
+
+
+@pytest.mark.parametrize(
+    ("method", "knobs", "ratio"),
+    [
+        ("compact_kd", {"budget": "macs:0.26"}, 0.74),
+        ("oed", {"budget": "params:0.3"}, 0.7),
+        ("oed", {"sparsity": 0.1}, 0.0),
+    ],
+)
+def test_a_ratio_that_is_not_read_makes_no_other_run(method, knobs, ratio):
+    one, other = (RunConfig("ucm", method, ratio=asked, **knobs) for asked in (0.5, 0.9))
+    assert one == other and one.ratio == ratio
+    assert parsed(one.command()) == one
+    read = {"method": "compact_kd", "sparsity": 0.0}  # cut to the ratio's cost all the same
+    assert RunConfig("ucm", ratio=0.5, **read) != RunConfig("ucm", ratio=0.9, **read)
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "one", "other"),
+    [
+        ("compact_kd", "budget", "macs:0.26", "macs:0.260"),
+        ("bpl", "target", "macs:.3", "macs:0.3"),
+        ("bpl", "pretrain", "aid:020", "aid:20"),
+        ("bpl", "diversity_weight", -0.0, 0.0),
+    ],
+)
+def test_two_spellings_are_one_run(method, name, one, other):
+    assert RunConfig("ucm", method, **{name: one}).identity("real") == RunConfig(
+        "ucm", method, **{name: other}
+    ).identity("real")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("width", 10**29), ("copies", 65), ("image_size", 4097), ("epochs", 10**8)]
+)
+def test_a_whole_number_beyond_reason_is_refused(name, value):
+    with pytest.raises(ValueError, match=rf"{name} is \d.*: it must be at most \d+"):
+        RunConfig("ucm", "oed", **{name: value})
+
+
+@pytest.mark.parametrize("grid", sorted(path.stem for path in GRIDS.glob("*.yaml")))
+def test_the_command_of_every_recorded_arm_makes_that_arm(grid):
+    one_a_row = {dataclasses.replace(config, seed=0): None for config in load_grid(GRIDS / f"{grid}.yaml")}
+    for config in one_a_row:
+        assert parsed(config.command()).identity("real") == config.identity("real"), config.command()
+
+
+def test_the_command_keeps_what_would_otherwise_follow_from_the_epochs_or_the_image_size():
+    for knobs in ({"epochs": 20, "teacher_epochs": 60}, {"image_size": 224, "stored_size": 64}, {"learning_rate": 0.1}):
+        config = RunConfig("ucm", "ddsl", **knobs)
+        assert parsed(config.command()).identity("real") == config.identity("real"), config.command()
 
 
 def test_the_command_keeps_a_width_that_only_another_network_has_by_default():

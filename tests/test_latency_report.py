@@ -195,7 +195,19 @@ def test_the_fraction_that_becomes_time(survey):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("factor", "verdict"), [(3.4, "The aim was 3.3 times: met."), (3.2, "not met here.")])
+def test_no_convolution_is_faster_than_the_best(survey):
+    fastest = max(layer["macs"] / layer["ms"] * 1e3 for layers in survey.layers.values() for layer in layers)
+    for peak in (0.5 * fastest, 2 * fastest):
+        known = changed(survey, peak=survey.peak | {"macs_per_second": peak})
+        assert known.best_rate == max(peak, fastest)
+        shares = [line[3] for line in cells(repr(latency.kernels(known, "C.", "tab-x")))[2:]]
+        assert shares and all(float(share.split()[0]) <= 100 for share in shares)
+
+
+@pytest.mark.parametrize(
+    ("factor", "verdict"),
+    [(3.4, "2 threads: reached here, on 1 thread."), (3.2, "2 threads: not reached here, on 1 thread.")],
+)
 def test_whether_the_aim_is_met_is_read_from_the_times(survey, factor, verdict):
     times = [row | {"speed_up": [factor - 0.1, factor, factor + 0.1]} for row in survey.times]
     text = repr(latency.aim(changed(survey, times=times)))

@@ -1,11 +1,14 @@
 """Parameters of a page: a bad one stops at once with one sentence that names the value and what is allowed."""
 
+import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
+import bpl
 from bpl import notebook
 from bpl.config import RunConfig
 
@@ -62,3 +65,29 @@ def test_macs_are_counted_without_training() -> None:
     pruned = RunConfig(dataset="ucm", method="bpl", arch="resnet50", image_size=256, ratio=0.7)
     ratio = notebook.counted_macs(pruned, 21) / notebook.counted_macs(dense, 21)
     assert round(100 * (ratio - 1), 2) == -73.97
+
+
+def test_what_must_hold_of_a_live_run_stops_the_page_where_it_does_not(tmp_path: Path, capsys) -> None:
+    config = RunConfig(dataset="synthetic", method="scratch", tier="quick", ratio=0.7)
+    network = bpl.build_model(config.arch, 5, config.image_size, config.width)
+    small = bpl.slim(network, bpl.prune_masks(network, config.ratio))
+    path = tmp_path / "model.safetensors"
+    bpl.save_model(small, path)
+    macs = bpl.count_macs(small, config.image_size)
+
+    def check(config: RunConfig = config, apart: float = 1e-7, macs: int = macs, file: Path = path) -> None:
+        cost = {"macs": macs, "dense_macs": bpl.count_macs(network, config.image_size)}
+        notebook.check_shipped(config, SimpleNamespace(equivalence={"relative_error": apart}, cost=cost), file, 5)
+
+    check()
+    assert f"-> {macs:,}, as counted" in capsys.readouterr().out
+    with pytest.raises(AssertionError, match=r"logits are 2\.0e-05 apart"):
+        check(apart=2e-5)
+    leaking = dataclasses.replace(config, method="bpl", mask="released")
+    check(leaking, apart=2e-5)  # known of these masks, and said on their page
+    with pytest.raises(AssertionError, match="the record says"):
+        check(macs=macs + 1)
+    bpl.save_model(network, tmp_path / "dense.safetensors")
+    dense = bpl.count_macs(network, config.image_size)
+    with pytest.raises(AssertionError, match=f"counted were {macs:,}"):
+        check(macs=dense, file=tmp_path / "dense.safetensors")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import random
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from bpl import report
 from bpl.config import RunConfig
 from bpl.records import Record, record_path, save_record
 from bpl.report.numbers import interval, points, spread
+from bpl.report.statistics import holm
 from bpl.report.style import spread_out
 
 EPOCHS = 4
@@ -107,6 +109,16 @@ def test_summary_of_one_value_has_no_interval_and_of_none_is_an_error() -> None:
         report.bootstrap_interval([1.0])
 
 
+@pytest.mark.parametrize(("seeds", "share"), [(3, 0.75), (5, 0.85), (10, 0.90)])
+def test_the_bootstrap_interval_covers_as_often_as_the_page_on_statistics_says(seeds: int, share: float) -> None:
+    rng = np.random.default_rng(seeds)
+    draws = 1200 if seeds <= 5 else 200
+    inside = [
+        low <= 0 <= high for low, high in (report.bootstrap_interval(rng.normal(size=seeds)) for _ in range(draws))
+    ]
+    assert np.mean(inside) == pytest.approx(share, abs=0.03 if seeds <= 5 else 0.06)
+
+
 def test_paired_difference_is_the_paired_t_test_over_the_common_seeds() -> None:
     values, control = {0: 75.0, 1: 77.5, 2: 76.0, 9: 0.0}, {0: 74.0, 1: 75.0, 2: 75.5, 8: 99.0}
     ours = report.paired_difference(values, control)
@@ -119,7 +131,31 @@ def test_paired_difference_is_the_paired_t_test_over_the_common_seeds() -> None:
 def test_paired_difference_of_few_or_equal_pairs_claims_nothing() -> None:
     assert report.paired_difference({0: 1.0}, {1: 1.0}) is None
     assert report.paired_difference({0: 3.0}, {0: 1.0}) == report.Difference(1, 2.0, None, None, None)
-    assert report.paired_difference({0: 3.0, 1: 4.0}, {0: 1.0, 1: 2.0}).p is None
+    assert report.paired_difference({0: 3.0, 1: 4.0}, {0: 1.0, 1: 2.0}) == report.Difference(2, 2.0, None, None, None)
+    assert not report.paired_difference({0: 3.0, 1: 4.0}, {0: 1.0, 1: 2.0}).beyond_chance
+    assert report.summarise([70.0, 71.0]).low is None  # a resample of two values is one of three numbers
+
+
+def test_the_interval_for_new_images_is_wider_by_the_share_of_a_deal_that_is_tested() -> None:
+    values, control = {0: 3.0, 1: 5.0, 2: 4.0}, {0: 1.0, 1: 1.0, 2: 1.0}
+    here, new = report.paired_difference(values, control), report.paired_difference(values, control, 420 / 1470)
+    assert new.mean == here.mean and new.p > here.p
+    assert (new.high - new.low) / (here.high - here.low) == pytest.approx(math.sqrt(1 + 3 * 420 / 1470))
+
+
+def test_the_p_against_a_limit_is_that_of_scipy() -> None:
+    values, control = {0: 3.0, 1: 5.0, 2: 4.5}, {0: 1.0, 1: 1.0, 2: 1.0}
+    theirs = stats.ttest_1samp([2.0, 4.0, 3.5], 1.5).pvalue
+    assert report.paired_difference(values, control).p_against(1.5) == pytest.approx(theirs)
+    assert report.paired_difference({0: 3.0}, {0: 1.0}).p_against(1.5) is None
+
+
+def test_holm_bounds_the_chance_of_any_false_find() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])  # the worked example of Holm's procedure
+    assert holm([0.6, 0.7]) == [1.0, 1.0] and holm([]) == []
+    rng = np.random.default_rng(0)
+    false = [min(holm(list(rng.uniform(size=7)))) <= 0.05 for _ in range(4000)]
+    assert np.mean(false) == pytest.approx(0.05, abs=0.012)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +167,8 @@ def test_paired_difference_of_few_or_equal_pairs_claims_nothing() -> None:
         (interval(-1.25, 0.7, signed=True), "[−1.2,\N{NO-BREAK SPACE}+0.7]"),
         (interval(None, None), ""),
         (spread(report.summarise([70.0])), "70.00"),
+        (interval(0.009, 2.66, signed=True), "[+0.01,\N{NO-BREAK SPACE}+2.7]"),
+        (interval(-1.2, 0.0, signed=True), "[−1.2,\N{NO-BREAK SPACE}0.0]"),
         (spread(None), "–"),
     ],
 )
@@ -202,7 +240,7 @@ def test_a_row_of_one_seed_has_no_interval_and_says_so(results: Path) -> None:
     rows = report.collect(dataset="ucm", seed=0)
     texts = shown(rows)
     assert "in one run" in texts["answer"] and "from one pair of runs" in texts["answer"]
-    assert "one pair has no interval" in texts["claim"]
+    assert "from one pair of runs; that has no interval" in texts["claim"]
     assert "[" not in repr(report.accuracy_table(rows, "Accuracy.", "tab-a", sources=False))
 
 
@@ -269,7 +307,8 @@ def test_arms_are_shown_with_the_difference_that_a_paired_t_test_gives(results: 
     assert points(value.mean) in sentence
     assert "**And this?** Not recorded yet." in sentence
     table = repr(report.difference_table(pairs, "Arms.", "tab-arms"))
-    assert f"| Partner | {spread(arm.accuracy)} | {spread(arm.summary('best_test'))} | {points(value.mean)}" in table
+    gain = points(arm.best_epoch_gain.mean)
+    assert f"| Partner | {spread(arm.accuracy)} | {gain} | {points(value.mean)}" in table
     assert "Not run" not in table
     assert arm.command() in table
     assert (
@@ -287,7 +326,7 @@ def test_arms_without_runs_are_sentences(results: Path) -> None:
 def test_one_pair_of_runs_shows_little(results: Path) -> None:
     rows = report.recorded([RunConfig(dataset="ucm", method=m, ratio=0.7, seed=0) for m in ("bpl", "scratch")])
     sentence = repr(report.contrasts([("Does it help?", rows[1], rows[0])]))
-    assert "One pair of runs" in sentence
+    assert "from one pair of runs, which shows little" in sentence
 
 
 def test_the_search_for_the_recipe_is_a_table_of_its_runs(tmp_path: Path) -> None:
@@ -313,3 +352,12 @@ def test_find_prefers_the_methods_own_settings_whatever_the_training(results: Pa
     rows = report.collect(dataset="aid")
     assert [row.is_default for row in rows] == [False, False]
     assert report.find(rows, "bpl", 0.7).config["diversity_weight"] == 1.0
+
+
+def test_an_aim_is_met_by_the_mean_or_not(results: Path) -> None:
+    dense = report.find(report.collect(dataset="ucm"), "dense")
+    mean = dense.accuracy.mean
+    reached = repr(report.aim_met(dense, mean - 0.5, [None]))
+    assert f"a mean of {mean - 0.5:g} %" in reached and "is met:" in reached and reached.count("- Dense") == 1
+    assert "is not met:" in repr(report.aim_met(dense, mean + 0.5, []))
+    assert "No run is recorded" in repr(report.aim_met(None, 95, [dense]))

@@ -11,6 +11,7 @@ import yaml
 from bpl import report
 from bpl.paths import project_root
 from bpl.records import load_record
+from bpl.report.evidence import MADE_BY
 from bpl.sweep import load_grid
 
 ROOT = project_root()
@@ -101,7 +102,20 @@ def test_every_label_of_the_book_is_listed_once_with_its_campaign() -> None:
     for grid in {grid for item in listed for grid in item.grids}:
         assert load_grid(ROOT / "workflow" / f"{grid}.yaml")
     assert next(item.grids for item in listed if item.label == "tab-ucm-accuracy") == ("ucm",)
-    assert next(item.grids for item in listed if item.label == "tab-released-arms") == ("released_code", "diversity")
+    of = {item.label: (item.grids, item.files) for item in listed}
+    assert of["tab-released-arms"] == (("released_code", "diversity"), ())
+    assert of["tab-latency-fractions"] == ((), ("resnet50-224.json",))
+    assert of["tab-latency-resnet18"] == (("ucm",), ("resnet18-64.json",))
+    assert of["tab-recipe-search"] == ((), ("recipe.json",))
+    assert of["tab-foreign"] == ((), ("foreign_networks.json",))
+
+
+def test_every_measured_file_on_a_page_has_its_command() -> None:
+    files = {file for item in report.items(ROOT) for file in item.files}
+    assert files == set(MADE_BY)  # none unknown, none left over
+    for command in filter(None, MADE_BY.values()):
+        program, script = command.split()[:2]
+        assert program == "bpl" or (ROOT / script).is_file(), command
 
 
 def test_the_list_says_what_is_recorded() -> None:
@@ -115,17 +129,38 @@ def test_the_list_says_what_is_recorded() -> None:
 def test_tables_and_figures_are_found_wherever_they_are_made(tmp_path: Path) -> None:
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "book").mkdir()
-    cell = {
+    first = {
         "cell_type": "code",
-        "metadata": {"mystnb": {"figure": {"name": "fig-a", "caption": "A figure. More."}}},
-        "source": ['campaign = load_grid(paths.project_root() / "workflow" / "some.yaml")\n',
-                   'report.x(rows, caption="One " "caption: long.", name="tab-a")'],
-    }  # fmt: skip
-    (tmp_path / "notebooks" / "n.ipynb").write_text(json.dumps({"cells": [cell]}))
+        "metadata": {},
+        "source": [
+            'campaign = load_grid(paths.project_root() / "workflow" / "some.yaml")\n',
+            "def arm(method):\n",
+            "    return select(campaign, method)\n",
+            'more = [run for g in ("two", "three") for run in load_grid(root / "workflow" / f"{g}.yaml")]\n',
+            'times = load(folder / "times.json")',
+        ],
+    }
+    cells = [
+        {
+            "cell_type": "code",
+            "metadata": {"mystnb": {"figure": {"name": name, "caption": "A figure. More."}} if name else {}},
+            "source": [source],
+        }
+        for name, source in (
+            ("fig-a", 'rows = [arm("bpl")]\nreport.x(rows, caption="One " "caption: long.", name="tab-a")'),
+            ("fig-b", "draw(more)"),
+            ("fig-c", "draw(times)"),
+            ("fig-d", "draw(1)"),
+        )
+    ]
+    (tmp_path / "notebooks" / "n.ipynb").write_text(json.dumps({"cells": [first, *cells]}))
     (tmp_path / "book" / "p.md").write_text("```{table} Written.\n:name: tab-b\n")
-    found = [(item.label, item.caption, item.page, item.grids) for item in report.items(tmp_path)]
+    found = [(item.label, item.caption, item.page, item.grids, item.files) for item in report.items(tmp_path)]
     assert found == [
-        ("tab-a", "One caption: long.", "notebooks/n.ipynb", ("some",)),
-        ("fig-a", "A figure. More.", "notebooks/n.ipynb", ("some",)),
-        ("tab-b", "Written.", "book/p.md", ()),
+        ("tab-a", "One caption: long.", "notebooks/n.ipynb", ("some",), ()),
+        ("fig-a", "A figure. More.", "notebooks/n.ipynb", ("some",), ()),
+        ("fig-b", "A figure. More.", "notebooks/n.ipynb", ("two", "three"), ()),
+        ("fig-c", "A figure. More.", "notebooks/n.ipynb", (), ("times.json",)),
+        ("fig-d", "A figure. More.", "notebooks/n.ipynb", (), ()),
+        ("tab-b", "Written.", "book/p.md", (), ()),
     ]

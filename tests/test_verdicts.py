@@ -3,7 +3,9 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from bpl import report
 from bpl.report.statistics import paired_difference
@@ -16,8 +18,8 @@ class Arm(SimpleNamespace):
     def by_seed(self) -> dict[int, float]:
         return self.top1
 
-    def difference(self, other: "Arm | None"):
-        return None if other is None else paired_difference(self.top1, other.top1)
+    def difference(self, other: "Arm | None", new_images: bool = False):
+        return None if other is None else paired_difference(self.top1, other.top1, 0.5 if new_images else 0.0)
 
 
 def arm(*top1: float, label: str = "Arm") -> Arm:
@@ -41,40 +43,84 @@ def test_a_claim_holds_or_fails_only_by_the_whole_interval(low, high, may_lose, 
     assert verdict_of(report.Difference(3, (low + high) / 2, low, high, 0.5), may_lose) == verdict
 
 
-def test_one_pair_is_open_however_large_and_none_is_not_recorded():
+def test_too_few_pairs_are_open_however_large_and_none_is_not_recorded():
     assert verdict_of(report.Difference(1, 30.0, None, None, None)) == "open"
+    assert verdict_of(report.Difference(2, 30.0, 29.0, 31.0, 0.01)) == "open"
+    assert (
+        verdict_of(paired_difference({0: 88, 1: 90, 2: 91}, {0: 87, 1: 89, 2: 90})) == "open"
+    )  # equal: no scatter known
     assert verdict_of(None) == "not recorded"
+
+
+def verdicts(text: str) -> list[tuple[str, str]]:
+    lines = [line.split("|") for line in text.splitlines() if line.startswith("| ")][2:]
+    return [(cells[-3].strip(), cells[-2].strip()) for cells in lines]
 
 
 def test_the_table_says_of_each_claim_what_its_difference_says(monkeypatch):
     monkeypatch.setattr("bpl.report.verdicts.sources_of", lambda rows: f"{len(rows)} rows behind it")
-    good, bad = arm(90.0, 91.0, 92.0), arm(80.0, 81.1, 81.9)
+    good, bad, near = arm(90.0, 91.0, 92.0), arm(80.0, 81.1, 81.9), arm(89.93, 90.87, 91.9)
     questions = [
         Question("Up", "here", good, bad),
         Question("Down", "here", bad, good),
         Question("Nothing", "there", None, good),
         Question("Nobody", "there", good, None),
+        Question("Just", "here", good, near),
     ]
     text = repr(verdict_table(questions, "Claims.", "tab-x"))
-    lines = [line for line in text.splitlines() if line.startswith("| ")][2:]
-    assert [line.split("|")[-2].strip() for line in lines] == [
-        "**holds**", "**does not hold**", "**not recorded**", "**not recorded**",
-    ]  # fmt: skip
-    assert "+10.00 [+9.8," in lines[0] and "−10.00" in lines[1]
-    assert "2 rows behind it" in text  # each once, and only those that are shown
+    assert verdicts(text) == [
+        ("**holds**", "holds"),
+        ("**does not hold**", "does not hold"),
+        ("**not recorded**", "not recorded"),
+        ("**not recorded**", "not recorded"),
+        ("**holds**", "open"),  # of these images dealt once more, but not of new ones
+    ]
+    assert "+10.00 [+9.8," in text and "−10.00" in text
+    assert "3 rows behind it" in text  # each once, and only those that are shown
 
 
-def test_the_seeds_that_it_takes_give_an_interval_of_the_size_asked_for():
+def test_verdicts_of_many_lines_are_corrected_for_their_number(monkeypatch):
+    monkeypatch.setattr("bpl.report.verdicts.sources_of", lambda rows: "")
+    sure, barely, none = arm(10.0, 10.1, 9.9), arm(1.0, 1.6, 1.3), arm(0.0, 0.0, 0.0)
+    p = paired_difference(barely.top1, none.top1).p
+    assert p < 0.05 < 5 * p
+    one = repr(verdict_table([Question("Barely", "here", barely, none)], "Claims.", "tab-x"))
+    assert verdicts(one)[0][0] == "**holds**" and "Holm" not in one
+    many = [Question("Sure", "here", sure, none)] + [Question("Barely", "here", barely, none)] * 5
+    text = repr(verdict_table(many, "Claims.", "tab-x"))
+    assert [verdict for verdict, _ in verdicts(text)] == ["**holds**"] * 6
+    assert "With 6 lines tested at once (Holm's correction), the verdict of line 1 is left; the others" in text
+    nothing = repr(verdict_table([Question("Open", "here", arm(1.0), none)], "Claims.", "tab-x"))
+    assert "Holm" not in nothing
+
+
+def test_the_seeds_that_it_takes_are_those_of_a_test_that_finds_it_four_times_in_five():
     ours, theirs = arm(1.0, 3.0, 2.0, 6.0, label="A"), arm(0.0, 0.0, 0.0, 0.0, label="B")
     deviation = math.sqrt(sum((x - 3) ** 2 for x in (1, 3, 2, 6)) / 3)
     text = repr(seeds_needed(ours, theirs, 0.5))
-    needed = int(text.split("about ")[1].split()[0])
-    assert 1.96 * deviation / math.sqrt(needed) <= 0.5 < 1.96 * deviation / math.sqrt(needed - 1)
-    assert f"{deviation:.2f} points (n = 4)" in text
+    needed = int(text.split("take about ")[1].split()[0])
+    assert f"{deviation:.2f} points (n = 4, mean +3.00)" in text
+    rng = np.random.default_rng(0)
+    for n, share in ((needed, 0.8), (needed // 4, 0.3)):
+        draws = rng.normal(-0.5, deviation, size=(4000, n))
+        found = abs(draws.mean(1)) > 1.96 * draws.std(1, ddof=1) / math.sqrt(n)
+        assert found.mean() == pytest.approx(share, abs=0.03)
 
 
-def test_the_seeds_are_not_guessed_from_one_pair():
-    assert "cannot be said" in repr(seeds_needed(arm(1.0), arm(2.0), 0.24))
+def test_a_mean_that_stays_decides_from_the_first_number_of_pairs_whose_interval_is_on_one_side():
+    ours, theirs = arm(1.0, 3.0, 2.0, 6.0, label="A"), arm(0.0, 0.0, 0.0, 0.0, label="B")
+    deviation = math.sqrt(sum((x - 3) ** 2 for x in (1, 3, 2, 6)) / 3)
+    text = repr(seeds_needed(ours, theirs, 0.5))
+    first = int(text.split(" pairs on;")[0].split()[-1])
+    reach = [stats.t.ppf(0.975, n - 1) * deviation / math.sqrt(n) for n in (first - 1, first)]
+    assert reach[1] < 3.5 <= reach[0] and "lies above −0.50" in text
+    near = repr(seeds_needed(arm(-0.5, 0.5, -1.5), arm(0.0, 0.0, 0.0), 0.5))
+    assert "no number of runs one could make" in near
+
+
+def test_the_seeds_are_not_guessed_from_fewer_than_three_pairs():
+    assert "cannot be said" in repr(seeds_needed(arm(1.0, 2.0), arm(2.0, 2.5), 0.24))
+    assert "cannot be said" in repr(seeds_needed(arm(1.0, 2.0, 3.0), arm(2.0, 3.0, 4.0), 0.24))
     assert "cannot be said" in repr(seeds_needed(None, arm(2.0), 0.24))
     with pytest.raises(ValueError, match="size is 0: it must be above 0"):
         seeds_needed(arm(1.0), arm(2.0), 0)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bpl.budget import TARGETS, Budget
+from bpl.budget import COSTS, TARGETS, Budget
 from bpl.compiled import MODES as COMPILE_MODES
 from bpl.data.batches import POLICIES as AUGMENTATIONS
 from bpl.data.catalog import CARDS
@@ -138,6 +138,12 @@ _FLOATS = (
 _NOT_IDENTITY = ("device", "compile")  # where and how a run was computed is in its record, but makes it no other run
 
 
+# What whole numbers may be at the most: beyond it no network can be built, and a mistyped digit is to say so at once.
+_LARGEST = {"width": 4096, "copies": 64, "image_size": 4096, "stored_size": 4096, "round_to": 4096}
+_MOST = 10_000_000
+_MOST_REMOVED = 0.999999  # as a ratio, which is below 1: a smaller target is refused where it cannot be met
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """One run.
@@ -147,7 +153,8 @@ class RunConfig:
         method: a name of `bpl.config.METHODS`: dense, scratch (the narrow network from scratch), bpl, and the others.
         arch: network, a name of `bpl.models.NAMES`.
         ratio: share of the filters removed per layer, in [0, 1); 0 for dense. Methods that are steered to a budget take
-            the MACs of the network pruned so as theirs, where `budget` says nothing else.
+            the MACs of the network pruned so as theirs. Not read where a `target`, a `budget` or oed's `sparsity`
+            decides the size: then it is what the target or budget removes, or 0.
         seed: seed of the split, the weights, the order of the batches and the augmentation.
         tier: quick, cpu or paper: what the fields left None are filled from.
         epochs: passes over the training part.
@@ -193,7 +200,8 @@ class RunConfig:
             ratio is then what the target removes. None for the ratio.
         budget: share of the dense network's cost that may stay, such as macs:0.26 or params:0.3; None for the MACs of
             the uniformly pruned network at `ratio`.
-        sparsity: strength of the penalty that makes a network sparse; None to steer it to the budget.
+        sparsity: strength of the penalty that makes a network sparse; None to steer it to the budget. With oed it
+            decides the size too.
         copies: networks trained side by side.
         samples: training images whose feature maps are looked at.
         bins: clusters per layer.
@@ -284,12 +292,20 @@ class RunConfig:
                 object.__setattr__(self, name, None)
         if self.method == "dense":
             object.__setattr__(self, "ratio", 0.0)
-        if self.target is not None:
-            object.__setattr__(self, "ratio", round(1 - Budget.parse(self.target, "target", TARGETS).share, 6))
+        for name, costs in (("target", TARGETS), ("budget", COSTS)):
+            if getattr(self, name) is not None:
+                asked = Budget.parse(getattr(self, name), name, costs)
+                object.__setattr__(self, name, f"{asked.cost}:{asked.share!r}")  # 0.3 and .30 are one run
+                object.__setattr__(self, "ratio", min(round(1 - asked.share, 6), _MOST_REMOVED))
+        if self.pretrain is not None:
+            before = Pretraining.parse(self.pretrain, tuple(CARDS))
+            object.__setattr__(self, "pretrain", f"{before.dataset}:{before.epochs}")
+        if self.method == "oed" and self.sparsity is not None:
+            object.__setattr__(self, "ratio", 0.0)  # the strength alone decides what goes
         self._check()
         for name in _FLOATS:  # 0 and 0.0 are one run
             value = getattr(self, name)
-            object.__setattr__(self, name, None if value is None else float(value))
+            object.__setattr__(self, name, None if value is None else float(value) + 0.0)  # and so is -0.0
 
     def _check_size_is_read(self) -> None:
         """Refuse a size that the method does not read, where other knobs of other methods are only left out."""
@@ -331,10 +347,6 @@ class RunConfig:
         ):  # fmt: skip
             if getattr(self, name) is not None:
                 _one_of(name, getattr(self, name), allowed)
-        if self.budget is not None:
-            Budget.parse(self.budget)
-        if self.pretrain is not None:
-            Pretraining.parse(self.pretrain, tuple(CARDS))
         if self.scope is not None:
             _one_of("scope", self.scope, SCOPES)
         if self.diversity_form is not None:
@@ -345,15 +357,13 @@ class RunConfig:
         if self.freeze_at is not None and not (_is_number(self.freeze_at) and 0 < self.freeze_at <= 1):
             raise ValueError(f"freeze_at is {shown(self.freeze_at)}: it must be more than 0 and at most 1")
         for name, least in (("epochs", 1), ("batch_size", 2), ("image_size", 32), ("stored_size", 32), ("seed", 0)):
-            _whole(name, getattr(self, name), least)
-        if self.seed > LARGEST_SEED:
-            raise ValueError(f"seed is {shown(self.seed)}: it must be at most {LARGEST_SEED}")
+            _whole(name, getattr(self, name), least, LARGEST_SEED if name == "seed" else _LARGEST.get(name, _MOST))
         for name, least in (
             ("width", 1), ("round_to", 1), ("mask_every", 1),
             ("teacher_epochs", 1), ("copies", 2), ("samples", 2), ("bins", 1),
         ):  # fmt: skip
             if getattr(self, name) is not None:
-                _whole(name, getattr(self, name), least)
+                _whole(name, getattr(self, name), least, _LARGEST.get(name, _MOST))
         if self.slim_at not in (None, *SLIM_AT):
             _epoch_of_slimming(self.slim_at, self.freeze_epoch, self.epochs)
         for name in ("temperature", "rho"):
@@ -431,8 +441,11 @@ class RunConfig:
 
     def command(self) -> str:
         """The command that makes this run: what differs from the tier's and method's defaults."""
-        plain = RunConfig(dataset=self.dataset, method=self.method, tier=self.tier, arch=self.arch)
-        usual = plain.to_dict() | {"arch": TIERS[self.tier]["arch"]}
+        plain = {"dataset": self.dataset, "method": self.method, "tier": self.tier}
+        # what other defaults follow from is held as it is here: they are read from a command line that names it
+        leading = ("arch", "epochs", "image_size", "learning_rate")
+        usual = RunConfig(**plain, **{name: getattr(self, name) for name in leading}).to_dict()
+        usual |= {name: getattr(RunConfig(**plain), name) for name in leading}
         tier = f" --tier {self.tier}" if self.tier != RunConfig.tier else ""
         words = [f"bpl run --dataset {shlex.quote(self.dataset)} --method {self.method}{tier}"]
         for field in dataclasses.fields(self):
@@ -466,9 +479,11 @@ def _within(what: str, value: Any, low: float, high: float) -> None:
         raise ValueError(f"{what} is {shown(value)}: it must be at least {low} and less than {high}")
 
 
-def _whole(what: str, value: Any, least: int) -> None:
+def _whole(what: str, value: Any, least: int, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{what} is {shown(value)}: it must be a whole number of at least {least}")
+    if value > most:
+        raise ValueError(f"{what} is {shown(value)}: it must be at most {most}")
 
 
 def _epoch_of_slimming(value: Any, freeze: int, epochs: int) -> None:

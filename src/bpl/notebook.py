@@ -6,6 +6,7 @@ from typing import Any
 
 from bpl.config import RunConfig
 from bpl.data import ImageSet, Split, load_images, make_split
+from bpl.export import load_model
 from bpl.hardware import config_widths
 from bpl.measure import count_macs
 from bpl.models import build_model
@@ -13,6 +14,8 @@ from bpl.paths import project_root
 from bpl.pruning import prune_masks, slim
 from bpl.records import Record, RecordError, load_record, record_path, source_digest
 from bpl.run import run
+
+_EXACT = 1e-5  # of the largest logit: float rounding over a network's depth
 
 
 class BadParameter(ValueError):
@@ -92,6 +95,32 @@ def _is_of(path: Path, source: str, images: str) -> bool:
     except RecordError:
         return False
     return record.environment["source"] == source and record.data["digest"] == images
+
+
+def check_shipped(config: RunConfig, record: Record, network: Path, classes: int) -> None:
+    """What must hold of a live run, whatever its images: what ships is the trained network, and as small as counted.
+
+    Args:
+        config: the run.
+        record: what it measured.
+        network: the file of the shipped network.
+        classes: number of classes.
+
+    Raises:
+        AssertionError: one of both is not so; the message says what was found.
+    """
+    apart = record.equivalence["relative_error"]
+    # these masks leak a constant, so that cutting their channels out changes the function
+    assert config.mask in ("leaking", "released") or apart < _EXACT, (
+        f"the shipped network's logits are {apart:.1e} apart"
+    )
+    macs, counted = count_macs(load_model(network), config.image_size), counted_macs(config, classes)
+    assert macs == record.cost["macs"], (
+        f"the shipped network costs {macs:,} MACs, the record says {record.cost['macs']:,}"
+    )
+    assert counted in (None, macs), f"the shipped network costs {macs:,} MACs, counted were {counted:,}"
+    print("Outputs: those of the trained network, to 1e-5")
+    print(f"MACs: {record.cost['dense_macs']:,} -> {macs:,}, as counted")
 
 
 def counted_macs(config: RunConfig, classes: int) -> int | None:

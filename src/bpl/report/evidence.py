@@ -3,16 +3,32 @@
 import ast
 import itertools
 import json
+import operator
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from bpl.report.display import Markdown
+from bpl.report.origins import Origin, origins
 
-_GRID = re.compile(r'load_grid\(paths\.project_root\(\) / "workflow" / f?"([\w{}]+)\.yaml"\)')
-_NAMED_GRIDS = re.compile(r"for grid in \(([^)]*)\)")
 _WRITTEN = re.compile(r"^(?:```|~~~)\{table\} (.*)\n:name: (tab-[\w-]+)$", re.MULTILINE)
+
+
+# The command that writes a measured file; None for one that no command of this repository writes again.
+MADE_BY = {
+    "card.json": "python workflow/demo.py",
+    "foreign_networks.json": "python tests/foreign_matrix.py",
+    "growth.json": "python benchmarks/memory.py",
+    "recipe.json": None,
+    "resnet18-64.json": "bpl bench data/latency/resnet18-64.json",
+    "resnet50-224.json": "bpl bench data/latency/resnet50-224.json",
+    "streaming.json": "python benchmarks/streaming.py",
+    "training.json": "python benchmarks/training.py",
+    "trials.json": "python tests/trials.py",
+    "whole_training.json": "python benchmarks/whole_training.py",
+}
+_WRITTEN_FROM = {"tab-trials": ("trials.json",), "tab-streaming": ("streaming.json",)}
 
 
 @dataclass(frozen=True)
@@ -24,12 +40,14 @@ class Item:
         caption: what it shows.
         page: the file that shows it, from the root of the repository.
         grids: names of the campaigns whose records it is made from; none where the page computes or states it.
+        files: names of the measured files that it is made from.
     """
 
     label: str
     caption: str
     page: str
     grids: tuple[str, ...]
+    files: tuple[str, ...] = ()
 
 
 def items(root: Path) -> list[Item]:
@@ -45,16 +63,18 @@ def items(root: Path) -> list[Item]:
     for path in sorted((root / "notebooks").glob("*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         code = [(cell, "".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
-        grids = tuple(dict.fromkeys(name for _, source in code for name in _grids(source)))
-        for cell, source in code:
+        made_from = origins(source for _, source in code)
+        for (cell, source), origin in zip(code, made_from, strict=True):
             figure = cell["metadata"].get("mystnb", {}).get("figure")
             shown = _tables(source) + ([(figure["name"], figure["caption"])] if figure else [])
-            live = "nbval-ignore-output" in cell["metadata"].get("tags", [])
+            if "nbval-ignore-output" in cell["metadata"].get("tags", []):
+                origin = Origin()  # made live
             page = f"notebooks/{path.name}"
-            found += [Item(label, caption, page, () if live else grids) for label, caption in shown]
+            found += [Item(label, caption, page, origin.grids, origin.files) for label, caption in shown]
     for path in sorted((root / "book").glob("*.md")):
         written = _WRITTEN.findall(path.read_text(encoding="utf-8"))
-        found += [Item(label, caption, f"book/{path.name}", ()) for caption, label in written]
+        page = f"book/{path.name}"
+        found += [Item(label, caption, page, (), _WRITTEN_FROM.get(label, ())) for caption, label in written]
     return found
 
 
@@ -87,13 +107,6 @@ def _text(node: ast.expr, assigned: Mapping[str, ast.expr]) -> str:
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
-def _grids(source: str) -> list[str]:
-    """The campaigns that a cell reads, those of a loop over their names included."""
-    names = _GRID.findall(source)
-    listed = [re.findall(r"\w+", group) for group in _NAMED_GRIDS.findall(source)]
-    return [name for name in names if "{" not in name] + [name for group in listed for name in group]
-
-
 def evidence(listed: list[Item], campaigns: Mapping[str, tuple[int, int]]) -> Markdown:
     """Page by page: what stands there, the command that makes it again, and whether what it stands on is whole.
 
@@ -105,23 +118,36 @@ def evidence(listed: list[Item], campaigns: Mapping[str, tuple[int, int]]) -> Ma
         A list of lists.
 
     Raises:
-        KeyError: an item of a campaign that is not among those given.
+        KeyError: an item of a campaign that is not among those given, or of a file that is not in `MADE_BY`.
     """
     lines = []
-    for (page, grids), members in itertools.groupby(listed, key=lambda item: (item.page, item.grids)):
-        lines.append(f"- [{page}](../{page}): {_made_by(page, grids, campaigns)}")
+    key = operator.attrgetter("page", "grids", "files")
+    for (page, grids, files), members in itertools.groupby(listed, key=key):
+        lines.append(f"- [{page}](../{page}): {_made_by(page, grids, files, campaigns)}")
         lines += [f"  - `{item.label}` {_first_sentence(item.caption)}" for item in members]
     return Markdown("\n".join(lines))
 
 
-def _made_by(page: str, grids: tuple[str, ...], campaigns: Mapping[str, tuple[int, int]]) -> str:
+def _made_by(
+    page: str, grids: tuple[str, ...], files: tuple[str, ...], campaigns: Mapping[str, tuple[int, int]]
+) -> str:
+    parts = []
+    if grids:
+        commands = " and ".join(f"`bpl sweep workflow/{grid}.yaml`" for grid in grids)
+        states = [f"{total - missing} of {total}" for missing, total in (campaigns[grid] for grid in grids)]
+        parts.append(f"{commands}; {' and '.join(states)} runs recorded")
+    for file in files:
+        command = MADE_BY[file]
+        parts.append(
+            f"`{command}` writes `{file}`"
+            if command
+            else f"`{file}`, noted once; part of its settings is not in this library, so no command repeats it"
+        )
+    if parts:
+        return "; ".join(parts)
     if page.endswith(".md"):
         return "written, with its sources: facts, definitions and arithmetic, no result of a run"
-    if not grids:
-        return f"computed when the page runs, `papermill {page} out.ipynb`"
-    commands = " and ".join(f"`bpl sweep workflow/{grid}.yaml`" for grid in grids)
-    states = [f"{total - missing} of {total}" for missing, total in (campaigns[grid] for grid in grids)]
-    return f"{commands}; {' and '.join(states)} runs recorded"
+    return f"computed when the page runs, `papermill {page} out.ipynb`"
 
 
 def _first_sentence(caption: str) -> str:

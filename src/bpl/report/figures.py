@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _DODGE = 0.8  # percent of MACs between rows of the same cost, so that intervals stand side by side
+_MOST_DODGE = 2.0  # percent of MACs between the first and the last of them
 
 
 def tradeoff(rows: list[Row]) -> Drawing | Markdown:
@@ -125,7 +126,8 @@ def _draw_points(
         costs.setdefault(round(row.macs_reduction, 1), []).append(row)
     for row, value, low, high in points:
         same = costs[round(row.macs_reduction, 1)]
-        shift = _DODGE * (same.index(row) - (len(same) - 1) / 2)
+        step = min(_DODGE, _MOST_DODGE / max(1, len(same) - 1))
+        shift = step * (same.index(row) - (len(same) - 1) / 2)
         series.setdefault(row.label, []).append((row.macs_reduction + shift, value, low, high, row))
 
     ends = []

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from bpl.report.display import Drawing, Markdown
 from bpl.report.numbers import interval, points, spread
 from bpl.report.rows import Row
-from bpl.report.sentences import NO_RECORDS, difference, seeds
+from bpl.report.sentences import NO_RECORDS, difference, from_pairs, seeds
 from bpl.report.style import COLOURS, GREY, drawing, new_axes
 from bpl.report.tables import MISSING, numbered_table, sources_of
 
@@ -27,7 +27,7 @@ def contrasts(pairs: Sequence[Pair]) -> Markdown:
         if value is None:
             items.append(f"- **{question}** Not recorded yet.")
         elif value.low is None:
-            items.append(f"- **{question}** One pair of runs: {points(value.mean)} points, which shows little.")
+            items.append(f"- **{question}** {points(value.mean)} points, {from_pairs(value.n)}, which shows little.")
         else:
             shown = "beyond chance" if value.beyond_chance else "no difference that these seeds can show"
             items.append(f"- **{question}** {difference(value)}, {seeds(value.n)}: {shown}.")
@@ -56,9 +56,9 @@ def difference_table(pairs: Sequence[Pair], caption: str, name: str) -> Markdown
             cells = [f"{points(value.mean)} {interval(value.low, value.high, signed=True)}".strip(), _p(value.p)]
         unpaired = "" if value is None or value.n == row.accuracy.n else f" ({value.n} in pairs)"
         lines.append(
-            [label, spread(row.accuracy), spread(row.summary("best_test")), *cells, f"{row.accuracy.n}{unpaired}"]
+            [label, spread(row.accuracy), points(row.best_epoch_gain.mean), *cells, f"{row.accuracy.n}{unpaired}"]
         )
-    header = ["Arm", "Top-1, %", "Best test epoch, %", "Difference", "p", "n"]
+    header = ["Arm", "Top-1, %", "Best test epoch adds", "Difference", "p", "n"]
     rows = list({id(row): row for _, row, _ in recorded}.values())
     return Markdown(f"{numbered_table(header, lines, caption, name)}\n\n{sources_of(rows)}")
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from bpl.report.display import Markdown
-from bpl.report.numbers import spread
+from bpl.report.numbers import interval, points, spread
 from bpl.report.rows import Row
-from bpl.report.statistics import summarise
+from bpl.report.sentences import NO_RECORDS, seeds
 from bpl.report.tables import numbered_table
 
 
@@ -27,7 +27,7 @@ def masked_table(arms: Sequence[tuple[str, Row | None]], caption: str, name: str
         [
             label,
             spread(row.summary("best_test")),
-            spread(summarise([record.curves["test"][-1] for record in row.records])),
+            spread(row.last_epoch),
             spread(row.accuracy),
             f"{max(record.equivalence['relative_error'] for record in row.records):.1e}",
             f"{100 * min(record.equivalence['same_top1'] for record in row.records):.1f} %",
@@ -41,3 +41,21 @@ def masked_table(arms: Sequence[tuple[str, Row | None]], caption: str, name: str
         "Arm", "Trained, best test epoch", "Trained, last epoch", "Small network", "Logits apart", "Same answer",
     ]  # fmt: skip
     return Markdown(numbered_table(header, lines, caption, name))
+
+
+def best_epoch_gains(arms: Sequence[tuple[str, Row | None]]) -> Markdown:
+    """What choosing the best test epoch adds to the last epoch of the same network, one item an arm.
+
+    Args:
+        arms: name and row; arms that are not recorded are left out.
+
+    Returns:
+        Markdown; one sentence where no arm is recorded.
+    """
+    items = []
+    for label, row in arms:
+        if row is not None:
+            gain = row.best_epoch_gain
+            shown = f"{points(gain.mean)} points {interval(gain.low, gain.high, signed=True)}".rstrip()
+            items.append(f"- {label}: {shown} {seeds(gain.n)}")
+    return Markdown("\n".join(items) or NO_RECORDS)

@@ -30,8 +30,14 @@ def interval(low: float | None, high: float | None, *, signed: bool = False) -> 
     if low is None or high is None:
         return ""
     if signed:
-        return f"[{points(low, 1)},{NBSP}{points(high, 1)}]"
+        return f"[{_end(low)},{NBSP}{_end(high)}]"
     return f"[{low:.1f},{NBSP}{high:.1f}]"
+
+
+def _end(value: float) -> str:
+    """One decimal, but as many as show on which side of zero the end of an interval lies, up to three."""
+    decimals = next((places for places in (1, 2, 3) if round(value, places)), 1)
+    return points(value, decimals)
 
 
 def spread(summary: Summary | None) -> str:

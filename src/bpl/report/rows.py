@@ -1,7 +1,6 @@
 """Rows: records that differ in their seed only, and how a row is named, compared and made again."""
 
 import dataclasses
-import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -97,20 +96,20 @@ class Row:
         """Multiply-accumulates of the whole training, mean over seeds."""
         return summarise([record.cost["training_macs"] for record in self.records]).mean
 
-    @property
-    def relative_latency(self) -> float:
-        """Latency over that of the dense network measured in the same run; median over seeds.
-
-        Two runs are not compared: another job on the machine may have slowed one of them.
-        """
-        return statistics.median(
-            record.cost["latency"]["median_ms"] / record.cost["dense_latency"]["median_ms"] for record in self.records
-        )
-
     @cached_property
     def accuracy(self) -> Summary:
         """Top-1 on the test part with the last epoch's weights, percent."""
         return self.summary("test")
+
+    @property
+    def last_epoch(self) -> Summary:
+        """Top-1 on the test part after the last epoch, percent, in the training's precision, as the curves are."""
+        return summarise([record.curves["test"][-1] for record in self.records])
+
+    @property
+    def best_epoch_gain(self) -> Summary:
+        """What choosing the best epoch on the test part adds to the last epoch, points, of the curves."""
+        return summarise([record.accuracy["best_test"] - record.curves["test"][-1] for record in self.records])
 
     @property
     def is_default(self) -> bool:
@@ -143,11 +142,17 @@ class Row:
         """Top-1 on the test part, last epoch, percent, of every seed."""
         return {record.config["seed"]: record.accuracy["test"] for record in self.records}
 
-    def difference(self, control: "Row | None") -> Difference | None:
-        """Top-1 of this row minus the control's, seed by seed; None without a control or a seed in common."""
+    def difference(self, control: "Row | None", *, new_images: bool = False) -> Difference | None:
+        """Top-1 of this row minus the control's, seed by seed; None without a control or a seed in common.
+
+        Args:
+            control: the row that is taken away.
+            new_images: with the interval and p of what the difference says of images that no seed has dealt.
+        """
         if control is None or control is self:
             return None
-        return paired_difference(self.by_seed(), control.by_seed())
+        data = self.records[0].data
+        return paired_difference(self.by_seed(), control.by_seed(), data["test"] / data["train"] if new_images else 0.0)
 
     def command(self) -> str:
         """The one line of shell that makes all runs of this row."""
@@ -217,7 +222,7 @@ def group(records: Iterable[Record]) -> list[Row]:
         The rows, in the order of a table.
 
     Raises:
-        ReportError: records of several data sets, sources, splits or networks.
+        ReportError: records of several data sets, sources, splits or networks, or seeds of different widths.
     """
     records = list(records)
     for name in (*_COMMON, "source"):
@@ -234,6 +239,11 @@ def group(records: Iterable[Record]) -> list[Row]:
         config = dict(key)
         same_method = [dict(other) for other in groups if dict(other)["method"] == config["method"]]
         ordered = tuple(sorted(members, key=lambda r: r.config["seed"]))
+        if config["target"] is not None and len({tuple(record.widths.items()) for record in members}) > 1:
+            raise ReportError(
+                f"the seeds of target {config['target']} are networks of different widths, so they are no one row: the "
+                "widths were measured more than once; make all seeds on one machine with one work folder"
+            )
         rows.append(Row(config, _variant(config, same_method), ordered))
     methods = list(LABELS)
 
@@ -308,9 +318,10 @@ def of_method(rows: list[Row], method: str) -> list[Row]:
     return [row for row in rows if row.method in ("dense", method) or (row.method == "scratch" and row.ratio in ratios)]
 
 
-def _size(row: Row) -> tuple[float, str, str | None]:
+def _size(row: Row) -> tuple[Any, ...]:
     """What decides how large a pruned network is."""
-    return row.ratio, row.config["scope"] or "inner", row.config["target"]
+    free = row.config["sparsity"] if row.method == "oed" else None
+    return row.ratio, row.config["scope"] or "inner", row.config["target"], row.config["budget"], free
 
 
 def recorded(configs: Iterable[RunConfig], source: str = "real", folder: Path | None = None) -> list[Row]:

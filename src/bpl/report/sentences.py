@@ -14,6 +14,11 @@ def seeds(n: int) -> str:
     return "in one run" if n == 1 else f"over n = {n} seeds"
 
 
+def from_pairs(n: int) -> str:
+    """Where a difference without an interval comes from: "from one pair of runs", or "from n pairs that agree"."""
+    return "from one pair of runs" if n == 1 else f"from {n} pairs of runs that agree"
+
+
 def accuracy(summary: Summary) -> str:
     """An accuracy with its interval, such as "74.29 % [73.8, 74.8]"."""
     return f"{summary.mean:.2f} % {interval(summary.low, summary.high)}".rstrip()
@@ -37,7 +42,7 @@ def verdict(value: Difference | None, other: str) -> str:
     if value is None:
         return f"there is nothing to compare it with: {other} is not recorded at the same seeds"
     if value.low is None:
-        return f"{difference(value)} against {other}, from one pair of runs, which shows little"
+        return f"{difference(value)} against {other}, {from_pairs(value.n)}, which shows little"
     if not value.beyond_chance:
         return f"{difference(value)} against {other}: no difference that {value.n} seeds can show"
     return f"{difference(value)} against {other}: {'better' if value.mean > 0 else 'worse'} than {other}"
@@ -72,6 +77,31 @@ def answer(rows: list[Row], method: str = "bpl") -> Markdown:
             f"{accuracy(row.accuracy)} {seeds(row.accuracy.n)}; that is {against[0]}; and {against[1]}."
         )
     return Markdown(" ".join(sentences) + "\n\n" + "\n".join(items))
+
+
+def aim_met(row: Row | None, aim: float, others: list[Row | None]) -> Markdown:
+    """Whether a row's mean accuracy is what was aimed at, and how far other trainings of the network come.
+
+    Args:
+        row: the row that the aim was set for; None where it is not recorded.
+        aim: top-1 in percent.
+        others: the other trainings, None for one that is not recorded.
+
+    Returns:
+        Markdown, one item a recorded row.
+    """
+    if row is None:
+        return Markdown(f"The aim was {aim:g} %. {NO_RECORDS}")
+    met = "met" if row.accuracy.mean >= aim else "not met"
+    items = [
+        f"- {found.label} ({_network_name(found)}, {found.config['epochs']} epochs, split `{found.config['split']}`): "
+        f"{accuracy(found.accuracy)} {seeds(found.accuracy.n)}."
+        for found in (row, *others)
+        if found is not None
+    ]
+    return Markdown(
+        f"The aim for the first of these, a mean of {aim:g} % over five seeds, is {met}:\n\n" + "\n".join(items)
+    )
 
 
 def ranking(rows: list[Row]) -> Markdown:
@@ -177,8 +207,8 @@ def beside_claim(rows: list[Row], claim: Claim, ratio: float = 0.7, method: str 
         parts.append("The dense network is not recorded at the same seeds, so there is no loss of ours beside it.")
     elif value.low is None:
         parts.append(
-            f"Our one pair of runs ({_network_name(row)}, ratio {ratio:g}) differs by {points(value.mean)} points; "
-            "one pair has no interval, so it can neither confirm nor refute a claim of this size."
+            f"Ours ({_network_name(row)}, ratio {ratio:g}) differs by {points(value.mean)} points, "
+            f"{from_pairs(value.n)}; that has no interval, so it can neither confirm nor refute a claim of this size."
         )
     else:
         inside = value.low <= -claim.accuracy_loss <= value.high

@@ -1,6 +1,6 @@
 """Statistics over seeds: mean, standard deviation, bootstrap interval, paired difference.
 
-Few seeds bear few claims, so both tools say what they cannot do:
+Few seeds bear few claims, so the tools say what they cannot do:
 
 - The bootstrap draws from the values at hand. With three of them its 95 % interval is their range, which covers the
   true mean less often than 95 % of the time. It is a picture of the scatter, not a test.
@@ -8,7 +8,9 @@ Few seeds bear few claims, so both tools say what they cannot do:
   images. Interval and p come from Student's t on the pairs. An exact sign-flip test assumes less, but with n pairs its
   p cannot fall below 2 / 2**n, 0.25 at n = 3, so it could never speak here. The price of t is the assumption that
   differences are normal, which three values cannot check; with 2 degrees of freedom it takes a mean of 4.3 standard
-  errors to leave zero outside the interval. p is of one comparison, not corrected for the number of rows.
+  errors to leave zero outside the interval. p is of one comparison; `holm` corrects for several.
+- Seeds deal the same images anew, so their training and test parts overlap, and t on the pairs speaks of dealing these
+  images once more. What it says of new images is corrected by how much of a deal is tested (Nadeau and Bengio 2003).
 """
 
 import itertools
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 CONFIDENCE = 0.95
+FEWEST = 3  # values that an interval of a mean, or a verdict, takes at the least
 _ENUMERATED = 6  # up to this many values all n**n resamples are listed: exact, and no chance in a committed page
 _RESAMPLES = 20_000
 
@@ -31,7 +34,7 @@ class Summary:
         n: how many values.
         mean: their mean.
         deviation: their standard deviation (n - 1); None for one value.
-        low: lower end of the bootstrap 95 % interval of the mean; None for one value.
+        low: lower end of the bootstrap 95 % interval of the mean; None for fewer than three values.
         high: its upper end.
     """
 
@@ -49,9 +52,9 @@ class Difference:
     Attributes:
         n: how many seeds both sides have.
         mean: mean of (value - control).
-        low: lower end of the 95 % t interval; None for one pair.
+        low: lower end of the 95 % t interval; None for one pair, or where all differences are equal.
         high: its upper end.
-        p: two-sided p of the paired t test; None for one pair, or where all differences are equal.
+        p: two-sided p of the paired t test; None where there is no interval.
     """
 
     n: int
@@ -64,6 +67,22 @@ class Difference:
     def beyond_chance(self) -> bool:
         """Whether the interval leaves zero outside."""
         return self.low is not None and not self.low <= 0 <= self.high
+
+    def p_against(self, limit: float) -> float | None:
+        """Two-sided p of the paired t test of a mean difference other than 0.
+
+        Args:
+            limit: the mean that is tested, in the unit of the values.
+
+        Returns:
+            p, or None where there is no interval.
+        """
+        from scipy import stats
+
+        if self.low is None:
+            return None
+        error = (self.high - self.mean) / float(stats.t.ppf((1 + CONFIDENCE) / 2, self.n - 1))
+        return float(2 * stats.t.sf(abs(self.mean - limit) / error, self.n - 1))
 
 
 def summarise(values: Sequence[float]) -> Summary:
@@ -83,7 +102,7 @@ def summarise(values: Sequence[float]) -> Summary:
     array = np.asarray(values, dtype=float)
     if len(array) == 1:
         return Summary(1, float(array[0]), None, None, None)
-    low, high = bootstrap_interval(array)
+    low, high = bootstrap_interval(array) if len(array) >= FEWEST else (None, None)
     return Summary(len(array), float(array.mean()), float(array.std(ddof=1)), low, high)
 
 
@@ -123,12 +142,17 @@ def paired_values(values: Mapping[int, float], control: Mapping[int, float]) -> 
     return [values[seed] - control[seed] for seed in sorted(values.keys() & control.keys())]
 
 
-def paired_difference(values: Mapping[int, float], control: Mapping[int, float]) -> Difference | None:
+def paired_difference(
+    values: Mapping[int, float], control: Mapping[int, float], dealt: float = 0.0
+) -> Difference | None:
     """Difference to a control at the same seeds.
 
     Args:
         values: seed -> value.
         control: seed -> value of the control.
+        dealt: test images over training images of a deal, for what the difference says of new images (Nadeau and
+            Bengio 2003, the corrected resampled t test: the variance of the mean is s**2 * (1 / n + dealt)); 0 for what
+            it says of dealing these images once more.
 
     Returns:
         The difference over the seeds that both have; None where there is no such seed.
@@ -139,11 +163,26 @@ def paired_difference(values: Mapping[int, float], control: Mapping[int, float])
     if not len(pairs):
         return None
     mean = float(pairs.mean())
-    if len(pairs) == 1:
-        return Difference(1, mean, None, None, None)
-    error = float(pairs.std(ddof=1)) / math.sqrt(len(pairs))
-    if error < 1e-12:  # equal differences: t has no scale, and n values that agree are no proof of zero scatter
-        return Difference(len(pairs), mean, mean, mean, None)
+    deviation = float(pairs.std(ddof=1)) if len(pairs) > 1 else 0.0
+    if deviation < 1e-12:  # t has no scale: one value, or n that agree, are no proof of zero scatter
+        return Difference(len(pairs), mean, None, None, None)
+    error = deviation * math.sqrt(1 / len(pairs) + dealt)
     reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(pairs) - 1)) * error
     p = float(2 * stats.t.sf(abs(mean) / error, len(pairs) - 1))
     return Difference(len(pairs), mean, mean - reach, mean + reach, p)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p of several comparisons, corrected so that the chance of one or more false finds is what it says (Holm 1979).
+
+    Args:
+        p_values: (n,) p of each comparison.
+
+    Returns:
+        (n,) the corrected p, in the same order, at most 1.
+    """
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected

@@ -47,7 +47,7 @@ def accuracy_table(
 
 
 def cost_table(rows: list[Row], caption: str, name: str, *, sources: bool = True) -> Markdown:
-    """What a row costs, and its accuracy by other ways of choosing the epoch.
+    """What a row costs, and its accuracy by three ways of choosing the epoch, all measured as the curves are.
 
     Args:
         rows: the rows of one table.
@@ -58,7 +58,7 @@ def cost_table(rows: list[Row], caption: str, name: str, *, sources: bool = True
     Returns:
         The table; one sentence where there is no row.
     """
-    header = ["Method", "Ratio", "Parameters, %", "Training MACs", "Latency", "Best validation", "Best test"]
+    header = ["Method", "Ratio", "Parameters, %", "Training MACs", "Last epoch", "Best validation", "Best test"]
     lines = []
     for row in rows:
         lines.append(
@@ -67,7 +67,7 @@ def cost_table(rows: list[Row], caption: str, name: str, *, sources: bool = True
                 _ratio(row),
                 percent_change(-row.params_reduction),
                 _training(rows, row),
-                f"{row.relative_latency:.2f} ×",
+                spread(row.last_epoch),
                 spread(row.summary("test_at_best_validation")),
                 spread(row.summary("best_test")),
             ]

@@ -1,16 +1,19 @@
 """Claims beside what recorded runs can say about them: it holds here, it does not, or it is open and how wide open."""
 
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bpl.report.display import Markdown
 from bpl.report.numbers import interval, points
 from bpl.report.rows import Row
-from bpl.report.statistics import Difference, paired_values
+from bpl.report.statistics import CONFIDENCE, FEWEST, Difference, holm, paired_values
 from bpl.report.tables import MISSING, numbered_table, sources_of
 
 _REACH = 1.96  # standard errors on either side of a 95 % interval, many seeds taken for granted
+_POWER = 0.84  # standard errors more, for four tests in five to find what is there
+_MOST_SEEDS = 10_000
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class Question:
 def verdict_of(value: Difference | None, may_lose: float | None = None) -> str:
     """What a difference says of a claim: "holds", "does not hold", "open" or "not recorded".
 
-    A claim holds or fails where the whole 95 % interval of the difference lies on one side of the claim's limit.
+    A claim holds or fails where there are three pairs or more, and the whole 95 % interval of their difference lies on
+    one side of the claim's limit.
 
     Args:
         value: arm minus control, in points; None where there are no runs at common seeds.
@@ -43,16 +47,22 @@ def verdict_of(value: Difference | None, may_lose: float | None = None) -> str:
     """
     if value is None:
         return "not recorded"
-    if value.low is None:
+    if value.low is None or value.n < FEWEST:
         return "open"
-    limit = 0.0 if may_lose is None else -may_lose
+    limit = _limit(may_lose)
     if value.low > limit or (may_lose is not None and value.low == limit):
         return "holds"
     return "does not hold" if value.high < limit else "open"
 
 
+def _limit(may_lose: float | None) -> float:
+    return 0.0 if may_lose is None else -may_lose
+
+
 def verdict_table(questions: Sequence[Question], caption: str, name: str) -> Markdown:
     """One line a claim: where it was asked, the difference that speaks to it, and what that says.
+
+    The last column is the verdict with the interval that holds for new images, which is wider.
 
     Args:
         questions: the claims.
@@ -60,31 +70,69 @@ def verdict_table(questions: Sequence[Question], caption: str, name: str) -> Mar
         name: label for cross-references, unique in the book.
 
     Returns:
-        The table, with commands and records behind a toggle.
+        The table, what is left of its verdicts when all its lines are tested at once, and commands and records behind a
+        toggle.
     """
-    lines, rows = [], {}
-    for question in questions:
-        value = None if question.arm is None else question.arm.difference(question.control)
+    lines, rows, decided, tested = [], {}, {}, []
+    for number, question in enumerate(questions, 1):
+        value = wider = None
+        if question.arm is not None:
+            value = question.arm.difference(question.control)
+            wider = question.arm.difference(question.control, new_images=True)
         shown, n = MISSING, MISSING
+        verdict = verdict_of(value, question.may_lose)
         if value is not None:
             shown = f"{points(value.mean)} {interval(value.low, value.high, signed=True)}".strip()
             n = str(value.n)
             rows |= {id(row): row for row in (question.arm, question.control)}
-        lines.append([question.claim, question.where, shown, n, f"**{verdict_of(value, question.may_lose)}**"])
-    table = numbered_table(["Claim", "Asked on", "Difference, points", "n", "Verdict"], lines, caption, name)
-    return Markdown(f"{table}\n\n{sources_of(list(rows.values()))}" if rows else table)
+            if value.low is not None and value.n >= FEWEST:
+                tested.append((number, value.p_against(_limit(question.may_lose))))
+        if verdict in ("holds", "does not hold"):
+            decided[number] = verdict
+        lines.append(
+            [
+                f"{number}. {question.claim}",
+                question.where,
+                shown,
+                n,
+                f"**{verdict}**",
+                verdict_of(wider, question.may_lose),
+            ]
+        )
+    header = ["Claim", "Asked on", "Difference, points", "n", "Verdict", "For new images"]
+    table = numbered_table(header, lines, caption, name)
+    parts = [table, _together(tested, decided)] + ([sources_of(list(rows.values()))] if rows else [])
+    return Markdown("\n\n".join(part for part in parts if part))
+
+
+def _together(tested: Sequence[tuple[int, float]], decided: Mapping[int, str]) -> str:
+    """Which verdicts are left when all lines are tested at once; empty where there is none to begin with.
+
+    Args:
+        tested: number of a line, and p of its test against the claim's limit.
+        decided: number of a line -> its verdict, where that is not open.
+    """
+    if not decided or len(tested) == 1:
+        return ""
+    corrected = dict(zip((number for number, _ in tested), holm([p for _, p in tested]), strict=True))
+    left = [number for number in decided if corrected[number] <= 1 - CONFIDENCE]
+    kept = f"of lines {', '.join(map(str, left))}" if len(left) > 1 else f"of line {left[0]}" if left else "of no line"
+    return (
+        f"With {len(tested)} lines tested at once (Holm's correction), the verdict {kept} is left"
+        f"{'' if len(left) == len(decided) else '; the others that are not open may be chance'}."
+    )
 
 
 def seeds_needed(arm: Row | None, control: Row | None, size: float) -> Markdown:
-    """How many seeds it takes to see a difference of a given size, by the scatter of the recorded pairs.
+    """How many seeds it takes to decide on a loss of a given size, by the scatter of the recorded pairs.
 
     Args:
         arm: a row.
         control: what it is held against.
-        size: the difference, in points, above 0.
+        size: the loss that a claim allows, in points, above 0.
 
     Returns:
-        A sentence; another one where fewer than two pairs are recorded.
+        Sentences; another one where fewer than three pairs are recorded, or they do not scatter.
 
     Raises:
         ValueError: a size that is not above 0.
@@ -92,13 +140,31 @@ def seeds_needed(arm: Row | None, control: Row | None, size: float) -> Markdown:
     if size <= 0:
         raise ValueError(f"size is {size}: it must be above 0")
     pairs = [] if arm is None or control is None else paired_values(arm.by_seed(), control.by_seed())
-    if len(pairs) < 2:
-        return Markdown("How many seeds it would take cannot be said before two pairs of runs are recorded.")
-    mean = sum(pairs) / len(pairs)
-    deviation = math.sqrt(sum((pair - mean) ** 2 for pair in pairs) / (len(pairs) - 1))
-    needed = max(2, math.ceil((_REACH * deviation / size) ** 2))
+    deviation = statistics.stdev(pairs) if len(pairs) >= FEWEST else 0.0
+    if not deviation:
+        return Markdown(
+            f"How many seeds it takes cannot be said before {FEWEST} pairs of runs are recorded that differ."
+        )
+    told_apart = math.ceil(((_REACH + _POWER) * deviation / size) ** 2)
+    mean = statistics.fmean(pairs)
     return Markdown(
         f"The difference between “{arm.label}” and “{control.label}” scatters from seed to seed with a standard "
-        f"deviation of {deviation:.2f} points (n = {len(pairs)}). An interval that reaches {size:g} points to either "
-        f"side of the mean, and so tells a difference of that size from none, would take about {needed} seeds."
+        f"deviation of {deviation:.2f} points (n = {len(pairs)}, mean {points(mean)}). To tell a true loss of {size:g} "
+        f"points from none, four times out of five, would take about {told_apart:,} pairs of runs. "
+        f"{_one_side(mean, deviation, -size, len(pairs))}"
     )
+
+
+def _one_side(mean: float, deviation: float, limit: float, recorded: int) -> str:
+    """From how many pairs on the whole interval lies on one side of a limit, if mean and scatter stay as they are."""
+    from scipy import stats
+
+    side = "below" if mean < limit else "above"
+    for n in range(FEWEST, _MOST_SEEDS):
+        if float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * deviation / math.sqrt(n) < abs(mean - limit):
+            reached = "which is reached" if n <= recorded else f"{recorded} are recorded"
+            return (
+                f"If mean and scatter stay as they are, the whole interval lies {side} {points(limit)} from {n} pairs "
+                f"on; {reached}."
+            )
+    return f"The mean lies so near {points(limit)} that no number of runs one could make would decide on which side."
