@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import threading
+import time
 import zipfile
 from pathlib import Path
 
 import pytest
 from support import files_below, made_up_record, places_fixture  # noqa: F401
 
+from bpl import bundle as bundle_module
 from bpl.bundle import BundleError, Merged, merge_bundles, write_bundle
 from bpl.cli import main
 from bpl.config import RunConfig
@@ -72,6 +75,31 @@ def test_a_broken_record_is_not_bundled_and_the_older_bundle_stays(bundle, tmp_p
     assert bundle.read_bytes() == before
 
 
+def test_of_two_that_write_one_bundle_none_takes_a_record_out_again(tmp_path, monkeypatch):
+    """The first has read one record, and writes after the second was told to write two."""
+    write, reached, go_on = bundle_module.write_atomic, threading.Event(), threading.Event()
+
+    def slow(path, content):
+        if threading.current_thread().name == "first":
+            reached.set()
+            go_on.wait(30)
+        write(path, content)
+
+    monkeypatch.setattr(bundle_module, "write_atomic", slow)
+    save_record(made_up_record(CONFIGS[0]), record_path(CONFIGS[0], "real", tmp_path / "there"))
+    given = (tmp_path / "b" / "records.zip", tmp_path / "there")
+    first, second = (threading.Thread(target=write_bundle, args=given, name=name) for name in ("first", "second"))
+    first.start()
+    assert reached.wait(30)
+    save_record(made_up_record(CONFIGS[1]), record_path(CONFIGS[1], "real", tmp_path / "there"))
+    second.start()
+    time.sleep(0.3)
+    go_on.set()
+    first.join()
+    second.join()
+    assert len(zipfile.ZipFile(given[0]).namelist()) == 2
+
+
 def test_records_that_are_there_already_are_left_as_they_are(bundle, tmp_path):
     fill(tmp_path / "here")
     (tmp_path / "here" / files_below(tmp_path / "here")[0]).unlink()
@@ -131,6 +159,10 @@ CHANGES = {
     "a bad value": (config_of(ratio=2.0), "ratio is 2.0"),
     "another source": (
         lambda name, values: (name, values | {"data": values["data"] | {"source": "real"}}),
+        "is not the run that its config says",
+    ),
+    "a name within that is another": (
+        lambda name, values: (name, values | {"name": "other"}),
         "is not the run that its config says",
     ),
     "another name": (lambda name, values: (name.replace("-s0-", "-s1-"), values), "is not the run"),

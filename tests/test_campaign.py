@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,9 +20,11 @@ from trials import keep
 from bpl.campaign import START, Campaign
 from bpl.cli import _COMMANDS
 from bpl.config import RunConfig
+from bpl.data import load_images
 from bpl.records import load_record, record_path, save_record
 from bpl.run import only_here
 from bpl.runlog import read_log
+from bpl.sweep import load_stages
 from bpl.words import read
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,8 +94,6 @@ def test_a_record_is_the_proof_and_a_marker_without_one_is_none(two_stages):
 
 def test_the_command_makes_exactly_this_run(tree, tmp_path):
     """Every config of a grid with odd values comes back from the words of its command, device and all."""
-    import shlex
-
     odd = {"dataset": str(tree), "epochs": 2, "device": "cpu", "compile": "default", "width": 5, "learning_rate": 0.07}
     grid = write_grid(tmp_path, [{**odd, "method": ["bpl", "oed", "ddsl", "fcs_mlft"], "ratio": [0.3, 0.78]}])
     campaign = Campaign.of_grid(grid, tmp_path / "ended", tmp_path / "o ut", tmp_path / "work")
@@ -104,6 +105,35 @@ def test_the_command_makes_exactly_this_run(tree, tmp_path):
         assert (command.out, command.work, command.wait, command.beside) == (
             tmp_path / "o ut", tmp_path / "work", True, 3,
         )  # fmt: skip
+
+
+def test_a_job_is_told_which_images_the_campaign_was_planned_on(tmp_path):
+    """One that sees no images then fails, and does not train on drawn scenes in their place."""
+    grid = write_grid(tmp_path, [{"dataset": "ucm", "method": ["dense", "kd"], "epochs": 2}])
+    names = {}
+    for source in ("real", "synthetic"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("bpl.campaign.source_of", lambda dataset, data, source=source: source)
+            campaign = Campaign.of_grid(grid, tmp_path / "ended")
+        assert {config.data for config in campaign.runs.values()} == {source}
+        assert all(f"--data {source}" in campaign.command(name) for name in campaign.runs)
+        names[source] = set(campaign.runs)
+    as_they_come = {config.run_name("real") for stage in load_stages(grid) for config in stage}
+    assert names["real"] >= as_they_come and not names["real"] & names["synthetic"]  # it renames no run
+
+
+def test_a_job_without_a_record_fails_in_a_sentence(tree, tmp_path):
+    out = tmp_path / "it's o ut"
+    grid = write_grid(tmp_path, [{"dataset": str(tree), "method": "dense", "epochs": 2}])
+    campaign = Campaign.of_grid(grid, tmp_path / "ended", out)
+    (name,) = campaign.wanted
+    words = ["bash", "-euo", "pipefail", "-c", f"(true && {campaign.check(name)})"]
+    failed = called(words)
+    assert (failed.returncode, failed.stderr) == (1, "")
+    assert failed.stdout.startswith(f"bpl: no record {campaign.records[name]} after its run: ")
+    assert failed.stdout.count("\n") == 1
+    save_record(made_up_record(campaign.runs[name]), campaign.records[name])
+    assert (called(words).returncode, called(words).stdout) == (0, "")
 
 
 def test_gpus_memory_and_minutes_follow_the_run(tmp_path):
@@ -209,7 +239,7 @@ def test_a_campaign_killed_many_times_repeats_no_finished_run_and_loses_none(pla
 
 
 @pytest.mark.parametrize("profile", ["slurm", "kubernetes"])
-def test_a_cluster_is_asked_for_what_a_run_needs(places, profile):
+def test_a_cluster_is_asked_for_what_a_run_needs(places, profile, monkeypatch):
     """A dry run: the graph, the profile's own words and each job's GPU, memory and minutes."""
     for package in ("snakemake", f"snakemake_executor_plugin_{profile}"):
         if importlib.util.find_spec(package) is None:
@@ -217,6 +247,7 @@ def test_a_cluster_is_asked_for_what_a_run_needs(places, profile):
     paper = {"dataset": "synthetic", "tier": "paper"}
     write_grid(places, [{**paper, "method": ["dense", "kd"]}, {**QUICK, "method": "dense"}])
     profile_folder = WORKFLOW / "profiles" / profile
+    monkeypatch.setenv("BPL_DATA", str(places))  # as the profile of Kubernetes asks for
     done = called(snakemake(places, "records", "-n", "--profile", profile_folder))
     assert done.returncode == 0, done.stderr
     said = done.stdout + done.stderr
@@ -234,6 +265,35 @@ def test_a_cluster_is_asked_for_what_a_run_needs(places, profile):
 
 
 @needs_package("snakemake")
+def test_folders_with_a_space_stay_one_word_and_every_run_is_checked(places):
+    """A dry run of all, runs, notebooks and book, with the lines of shell."""
+    place = places / "a space"
+    place.mkdir()
+    write_grid(place, [{**QUICK, "method": "dense"}])
+    done = called(snakemake(place, "all", "-n", "-p", build=place / "build"))
+    assert done.returncode == 0, done.stderr
+    said = done.stdout + done.stderr
+    lines = [line for line in said.splitlines() if " 2>&1" in line]
+    of_runs = [line for line in lines if " -m bpl run " in line]
+    assert len(lines) > 2 and len(of_runs) == 1 and "test -f" in of_runs[0]
+    for line in lines:
+        words = [word for word in shlex.split(line) if str(places) in word]
+        assert words and all(str(place) in word for word in words), line
+
+
+@needs_package("snakemake")
+def test_a_machine_that_finds_other_images_than_the_campaign_says_so(places):
+    """On a cluster each job reads the grid again; this one is asked for a run that its grid does not have."""
+    write_grid(places, [{**QUICK, "method": "dense"}])
+    target = "run_0:run=dense-resnet18-r0.00-s0-00000000"
+    done = called(snakemake(places, "--mode", "remote", "--cores", "1", "--target-jobs", target))
+    said = done.stdout + done.stderr
+    assert done.returncode == 1
+    assert "s0-00000000 is a run of other images than this machine finds: does it see BPL_DATA?" in said
+    assert "Traceback" not in said
+
+
+@needs_package("snakemake")
 def test_a_grid_that_cannot_be_used_is_said_in_a_sentence(places):
     (places / "grid.yaml").write_text("- {dataset: ucm, methd: bpl}")
     done = called(snakemake(places, "records", "-n"))
@@ -248,7 +308,9 @@ def test_a_second_start_of_a_run_waits_where_it_is_told_to(tree, places):
     words = [*config.command().split()[1:], "--device", "cpu", "--wait", "--quiet"]
     with only_here(places / "work" / config.run_name("real")):
         process = subprocess.Popen([sys.executable, "-m", "bpl", *words], stdout=subprocess.PIPE, text=True)
-        save_record(made_up_record(config), record_path(config, "real"))
+        images = load_images(config.dataset, config.image_size, progress=False)
+        data = {"source": "real", "name": "tiny", "digest": images.digest, "split_digest": "s"}
+        save_record(made_up_record(config, data=data), record_path(config, "real"))
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.5)
     out, _ = process.communicate(timeout=120)

@@ -200,6 +200,30 @@ def test_a_disk_full_at_any_piece_leaves_the_older_checkpoint_and_nothing_else(t
         assert_is_state(load_checkpoint(path), 1)
 
 
+@pytest.mark.parametrize("saved_before", [0, 1, 2])
+def test_ctrl_c_after_the_new_checkpoint_has_its_name_leaves_it_whole(
+    tmp_path, small_pieces, monkeypatch, saved_before
+):
+    """It comes while the folder is synced: by then the new pieces are all that the checkpoint is."""
+    path = tmp_path / "place" / "checkpoint.pt"
+    for number in range(saved_before):
+        save_checkpoint(path, state_of(number))
+
+    def interrupted(folder):
+        if path.exists() and load_checkpoint(path)["number"] == 9:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic, "_sync_folder", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(path, state_of(9))
+    assert_is_state(load_checkpoint(path), 9)
+    save_checkpoint(path, state_of(10))
+    count = len(files_below(path.parent))
+    save_checkpoint(path, state_of(11))
+    assert len(files_below(path.parent)) == count  # nothing was left over
+
+
 def test_a_run_goes_on_from_a_checkpoint_in_pieces(tree, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "PIECE", 100_000)
     monkeypatch.setattr(sys.modules["bpl.train"], "CHECKPOINT_SECONDS", -1.0)

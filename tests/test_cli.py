@@ -1,6 +1,7 @@
 """The command line as a user types it: what it does, what it says, how it ends."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -362,6 +363,17 @@ def test_export_refuses_what_is_no_network_of_this_library(bpl, tmp_path, conten
     assert is_one_sentence(err), err
     assert "model" in err
     assert not (tmp_path / "model.onnx").exists()
+
+
+def test_bench_finds_out_that_it_cannot_write_before_it_measures(bpl, tmp_path, monkeypatch):
+    monkeypatch.setattr("bpl.bench.survey", lambda *_, **__: pytest.fail("measured first"))
+    (tmp_path / "file").write_text("")
+    os.mkfifo(tmp_path / "pipe")
+    for out in (tmp_path / "file" / "below" / "out.json", tmp_path / "pipe"):
+        code, said, err = bpl("bench", out)
+        assert (code, said) == (1, "")
+        assert is_one_sentence(err), err
+        assert str(tmp_path / out.relative_to(tmp_path).parts[0]) in err
 
 
 # -- in general ---------------------------------------------------------------------------------------------------

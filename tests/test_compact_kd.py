@@ -35,7 +35,7 @@ from bpl.pruning.channel_cost import ChannelCost
 from bpl.pruning.gammas import channel_scales, effective_widths, gamma_penalty
 from bpl.pruning.masks import SCOPES, prunable_sets
 from bpl.pruning.within_budget import masks_within, smallest_widths
-from bpl.schedule import SCHEDULES
+from bpl.schedule import SCHEDULES, steps_an_epoch
 
 pytestmark = pytest.mark.usefixtures("places")
 COUNT = {"macs": count_macs, "params": lambda model, size: count_params(model)}
@@ -430,6 +430,13 @@ def test_a_budget_out_of_reach_is_refused_before_the_teacher_is_trained(tree, ki
     assert {int(m.sum()) for m in masks_within(method.cost, scales, method.allowed, 2)} == {2}
 
 
+def test_groups_of_channels_wider_than_every_layer_leave_nothing_to_remove(tree):
+    config = small(tree, "compact_kd", budget="macs:0.5", round_to=1000)
+    message = "budget is .macs:0.5.: round_to 1000 leaves nothing to remove of resnet18 with scope .inner., whose"
+    with pytest.raises(ValueError, match=message):
+        CompactKD(config, None).prepare(teacher(config))
+
+
 def test_the_student_starts_as_its_teacher_and_the_teacher_does_not_learn(tree):
     config = small(tree, "compact_kd", epochs=1, learning_rate=0.0, budget="macs:0.9")
     dense = teacher(config)
@@ -515,7 +522,7 @@ def test_the_strength_is_steered_by_the_cost_that_is_left(tree, monkeypatch):
         assert (new > strength) == (left > wanted)
 
 
-def test_the_first_strength_brings_a_gamma_that_nothing_holds_to_zero_at_the_freeze(tree):
+def test_the_first_strength_brings_a_scale_that_nothing_holds_to_the_budgets_share_of_it_at_the_freeze(tree):
     """SGD with momentum on the penalty alone, at the schedule's own rates."""
     config = small(tree, "compact_kd", epochs=100, budget="macs:0.4")
     method = by_hand(config)
@@ -526,9 +533,11 @@ def test_the_first_strength_brings_a_gamma_that_nothing_holds_to_zero_at_the_fre
     for step in range(3 * 50):  # 56 images in batches of 16, half of the epochs
         optimizer.param_groups[0]["lr"] = SCHEDULES[config.schedule](step, 3 * 100, config.learning_rate)
         optimizer.zero_grad()
-        (method.strength / (1 - method.last_share) * gamma).backward()
+        (method.strength * gamma).backward()
         optimizer.step()
-    assert abs(float(gamma)) < 0.08 * mean_scale  # the last steps' momentum is still under way
+    assert method.last_share == pytest.approx(0.4, abs=1e-3)
+    # the last steps' momentum is still under way
+    assert 0 < float(gamma) - method.last_share * mean_scale < 0.05 * mean_scale
 
 
 def test_training_costs_the_student_three_times_and_the_teacher_once(whole):
@@ -536,6 +545,15 @@ def test_training_costs_the_student_three_times_and_the_teacher_once(whole):
     dense, student, seen = count_macs(teacher(config), 32), count_macs(out.small, 32), 48
     teaching = 3 * dense * seen
     assert out.training_macs == teaching + 2 * (3 * dense + dense) * seen + 2 * (3 * student + dense) * seen
+
+
+@pytest.mark.parametrize(("images", "steps", "seen"), [(56, 3, 48), (32, 2, 32), (16, 1, 16), (5, 1, 5)])
+def test_a_last_smaller_batch_is_dropped_unless_it_is_the_only_one(tree, images, steps, seen):
+    config = small(tree, "compact_kd", teacher_epochs=2)
+    assert steps_an_epoch(images, config.batch_size) == steps
+    method = by_hand(config)
+    method.material.train = range(images)
+    assert method.macs_before() == 3 * count_macs(teacher(config), 32) * seen * 2
 
 
 def test_what_ships_can_be_saved(whole, tmp_path):

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support import files_below
 
 from bpl import atomic
-from bpl.atomic import write_atomic
+from bpl.atomic import check_target, write_atomic, write_together
 from bpl.data import CARDS, DataError, load_images
 from bpl.data import cache as cache_module
-from bpl.data.folders import MAX_PIXELS, decode, list_images
+from bpl.data.folders import DECODED_SUFFIXES, FORMATS, MAX_PIXELS, SUFFIXES, decode, list_images
 
 
 @pytest.fixture(autouse=True)
@@ -332,3 +333,68 @@ def test_write_atomic_keeps_the_old_file_on_errors(tmp_path, monkeypatch, step):
     with pytest.raises(OSError, match="No space left"):
         write_atomic(path, b"new")
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
+
+
+def test_what_is_no_file_is_not_written_over(tmp_path):
+    """A file in its place would destroy it: a pipe that another program reads, a device, a folder."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    (tmp_path / "round").symlink_to("round")
+    (tmp_path / "folder").mkdir()
+    for name, said in (("pipe", "no file"), ("link", "no file"), ("folder", "Is a directory"), ("round", "symbolic")):
+        for refuse in (check_target, lambda path: write_atomic(path, b"x")):
+            with pytest.raises(OSError, match=said) as error:
+                refuse(tmp_path / name)
+            assert str(error.value).endswith(f"{name}'")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert os.readlink(tmp_path / "link") == "pipe"
+    assert sorted(os.listdir(tmp_path)) == ["folder", "link", "pipe", "round"]
+
+
+def test_a_link_stays_and_the_file_at_its_end_is_written(tmp_path):
+    (tmp_path / "place").mkdir()
+    (tmp_path / "place" / "file").write_bytes(b"old")
+    for name in ("file", "new"):
+        (tmp_path / f"link to {name}").symlink_to(f"place/{name}")
+        write_atomic(tmp_path / f"link to {name}", b"x")
+        assert os.readlink(tmp_path / f"link to {name}") == f"place/{name}"
+        assert (tmp_path / "place" / name).read_bytes() == b"x"
+    assert files_below(tmp_path) == ["link to file", "link to new", "place/file", "place/new"]
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_folder_in_the_way_of_one_file_leaves_all_as_they_were(tmp_path, last):
+    (tmp_path / "one").write_bytes(b"old")
+    (tmp_path / "two").mkdir()
+    files = {tmp_path / name: b"new" for name in (("one", "two") if last else ("two", "one"))}
+    with pytest.raises(IsADirectoryError) as error:
+        write_together(files)
+    assert str(error.value) == f"[Errno 21] Is a directory: '{tmp_path / 'two'}'"
+    assert (tmp_path / "one").read_bytes() == b"old" and files_below(tmp_path) == ["one"]
+
+
+def test_a_file_of_before_goes_with_the_new_ones_or_stays_with_the_old_ones(tmp_path, monkeypatch):
+    for name in ("file", "stale"):
+        (tmp_path / name).write_bytes(b"old")
+    gone = [tmp_path / "stale", tmp_path / "never there"]
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic.os, "replace", full_disk)
+        with pytest.raises(OSError, match="No space left") as error:
+            write_together({tmp_path / "file": b"new"}, gone)
+    assert "None" not in str(error.value)
+    assert (tmp_path / "stale").read_bytes() == (tmp_path / "file").read_bytes() == b"old"
+    assert files_below(tmp_path) == ["file", "stale"]
+    write_together({tmp_path / "file": b"new"}, gone)
+    assert (tmp_path / "file").read_bytes() == b"new" and files_below(tmp_path) == ["file"]
+
+
+def test_the_suffixes_that_are_searched_for_are_those_of_the_formats_that_are_decoded():
+    assert {end for end, kind in Image.registered_extensions().items() if kind in FORMATS} == DECODED_SUFFIXES
+    assert {".tif", ".tiff", ".jpg", ".jpeg", ".png"} == SUFFIXES  # of data sets: the digests in the records
+
+
+def test_control_characters_of_a_name_do_not_reach_the_terminal(tmp_path):
+    (tmp_path / "\x1b[2J.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"image '.*\\x1b\[2J.png' cannot be decoded") as error:
+        decode(tmp_path / "\x1b[2J.png", 8)
+    assert str(error.value).isprintable()

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -287,6 +288,73 @@ def test_missing_packages_are_named(command, finished, places, monkeypatch):
     refused(
         command, places, r"exporting needs onnx, onnxscript, onnxruntime: pip install 'bpl\[export\]'", finished.name
     )
+
+
+@pytest.mark.parametrize("how", ["relative", "link"])
+def test_no_other_path_leads_into_the_library_either(command, places, monkeypatch, how):
+    monkeypatch.chdir(places)
+    (places / "link").symlink_to(deploy.DEMO_FOLDER)
+    out = "link" if how == "link" else os.path.relpath(deploy.DEMO_FOLDER)
+    monkeypatch.setattr(deploy, "load_model", lambda *_: pytest.fail("not refused"))
+    refused(command, places, "name another folder to write to with --out", "demo", "--out", out)
+
+
+def test_an_8_bit_network_of_an_earlier_export_goes(command, finished, places):
+    out = places / "out"
+    assert command("export", finished.name, "--int8", "--out", out)[0] == 0
+    (out / "notes.txt").write_text("mine")
+    code, said, _ = command("export", finished.name, "--out", out)
+    assert code == 0 and f"removed {out / 'model.int8.onnx'}: it was of an earlier export\n" in said
+    assert files_below(out) == ["model.export.json", "model.json", "model.onnx", "model.safetensors", "notes.txt"]
+    assert "removed" not in command("export", finished.name, "--out", out)[1]
+
+
+def test_a_folder_in_the_way_of_one_file_leaves_all_as_they_were(command, finished, places):
+    (places / "out" / "model.export.json").mkdir(parents=True)
+    (places / "out" / "model.onnx").write_text("old")
+    (places / "out" / "model.int8.onnx").write_text("old")
+    refused(command, places, "Is a directory: '.*model.export.json'$", finished.name, "--out", places / "out", code=1)
+
+
+def test_of_a_nested_folder_nothing_is_left(command, finished, places, monkeypatch):
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    (places / "there").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic.os, "fsync", no_space)
+        words = (finished.name, "--out", places / "there" / "a" / "b")
+        refused(command, places, "No space left", *words, code=1)
+    assert list((places / "there").iterdir()) == []
+
+
+DESCRIPTIONS = [
+    ({"classes": ["a", "b"]}, "gives 4 logits for 2 classes"),
+    ({"classes": []}, "does not name its classes"),
+    ({"classes": ["a", "b", "c", "d\n"]}, "must be one line of text"),
+    ({"mean": [0.5, 0.5]}, r"has mean \[0.5, 0.5\]: three numbers are needed"),
+    ({"mean": [0.5, float("nan"), 0.5]}, "has mean"),
+    ({"std": [0.5, 0.0, 0.5]}, "has std"),
+    ({"arch": {"name": "resnet18"}}, "takes images of None pixels"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), DESCRIPTIONS, ids=lambda value: str(value)[:40])
+def test_what_predict_refuses_is_not_exported(command, finished, places, change, said):
+    file = network_folder(places, finished) / "model.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    refused(command, places, said, finished.name)
+    assert re.search(said, command("predict", finished.name, file)[2])
+
+
+def test_a_description_that_leaves_keys_out_is_exported_as_one_that_says_none(command, finished, places):
+    file = network_folder(places, finished) / "model.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({key: content[key] for key in content if key not in ("classes", "mean", "std")}))
+    code, _, err = command("export", finished.name)
+    assert (code, err) == (0, "")
+    file.write_text(json.dumps({key: content[key] for key in content if key != "arch"}))
+    refused(command, places, "export it from Python", finished.name)
 
 
 # -- the demo network ---------------------------------------------------------------------------------------------

@@ -340,16 +340,42 @@ def test_the_seeds_of_a_row_and_a_resumed_run_get_the_widths_that_were_found_fir
 
 
 @pytest.mark.usefixtures("places")
-def test_another_target_or_network_is_searched_anew_and_a_broken_file_is_named(tree, places):
+def test_another_target_is_searched_anew(tree, places):
     model = bpl.build_model("resnet18", 4, 32, 8)
     found = [config_widths(small(tree, "bpl", target=target), model) for target in ("macs:0.4", "macs:0.5")]
     assert found[0] != found[1]
-    (file, _) = sorted((places / "work" / "widths").glob("*.json"))
     for path in (places / "work" / "widths").glob("*.json"):
         assert set(json.loads(path.read_text())) == {"share", "widths", "asked"}
-        path.write_text("{")
-    with pytest.raises(ValueError, match="delete the file to search again"):
-        config_widths(small(tree, "bpl", target="macs:0.4"), model)
+
+
+DAMAGED = [
+    "{", "[]", "{}", '{"widths": [1]}', '{"widths": {}}', '{"widths": {"layer1.0.conv1": 2.5}}',
+    '{"widths": {"layer1.0.conv1": true}}', '{"widths": {"layer1.0.conv1": 99}}', '{"widths": {"gone": 1}}',
+    "[" * 100_000,
+]  # fmt: skip
+
+
+@pytest.mark.usefixtures("places")
+@pytest.mark.parametrize("content", DAMAGED, ids=lambda text: text[:40])
+def test_a_file_without_widths_is_searched_anew_or_refused_where_a_search_would_find_others(
+    tree, places, monkeypatch, content
+):
+    model = bpl.build_model("resnet18", 4, 32, 8)
+    counted, timed = (small(tree, "bpl", target=target) for target in ("macs:0.4", "latency:0.4"))
+    found = config_widths(counted, model)
+    (file,) = (places / "work" / "widths").glob("*.json")
+    whole = file.read_text()
+    file.write_text(content)
+    assert config_widths(counted, model) == found
+    assert file.read_text() == whole
+
+    monkeypatch.setattr(hardware, "widths_for", lambda *_, **__: hardware.Found(found, 0.4))
+    assert config_widths(timed, model) == found
+    (file,) = {*(places / "work" / "widths").glob("*.json")} - {file}
+    file.write_text(content)
+    with pytest.raises(ValueError, match="delete the file to measure and search again") as error:
+        config_widths(timed, model)
+    assert str(file) in str(error.value)
 
 
 @pytest.mark.usefixtures("places")

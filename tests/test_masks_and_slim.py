@@ -177,6 +177,248 @@ def test_slim_computes_the_same_in_training_mode_and_moves_the_same_statistics()
         torch.testing.assert_close(small.state_dict()[name], tensor, rtol=1e-12, atol=1e-12)
 
 
+# -- what a plain look at the network does not show -----------------------------------------------------------------
+class WithA(Net):
+    """A block more than `Net`, and something between the blocks that keeps the channels of `untouched` only."""
+
+    untouched: tuple[str, ...] = ("a.0", "last.0")
+
+    def __init__(self):
+        super().__init__()
+        self.a = block()
+
+
+class SigmoidInPlace(WithA):
+    def middle(self, x):
+        x.sigmoid_()
+        return self.a(x)
+
+
+class SumInPlaceByAnotherName(WithA):
+    def middle(self, x):
+        y = x
+        y += 1
+        return self.a(x)
+
+
+class DifferenceInPlace(WithA):
+    def middle(self, x):
+        x.sub_(1)
+        return self.a(x)
+
+
+class InPlaceByOption(WithA):
+    def middle(self, x):
+        nn.functional.hardsigmoid(x, True)
+        return self.a(x)
+
+
+class ModuleInPlace(WithA):
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Hardsigmoid(inplace=True)
+
+    def middle(self, x):
+        self.gate(x)
+        return self.a(x)
+
+
+class InPlaceThroughAView(WithA):
+    def middle(self, x):
+        torch.flatten(x, 1).add_(1)
+        return self.a(x)
+
+
+class IntoAGivenTensor(WithA):
+    def middle(self, x):
+        torch.add(x, 1, out=x)
+        return self.a(x)
+
+
+class ReluInPlace(WithA):
+    """Zeros stay zeros: nothing is frozen."""
+
+    untouched = ("stem.0", "a.0", "last.0")
+
+    def middle(self, x):
+        nn.functional.relu_(x)
+        nn.functional.relu(x, inplace=True)
+        x.mul_(3)
+        return self.a(x)
+
+
+class SumInPlaceOfResult(WithA):
+    """As torchvision's residual blocks: both terms are zero in a masked channel."""
+
+    untouched = ("last.0",)
+
+    def middle(self, x):
+        out = self.a(x)
+        out += x
+        return out
+
+
+class NoZeroFromHardtanh(WithA):
+    def __init__(self):
+        super().__init__()
+        self.act = nn.Hardtanh(0.3, 2.0)
+
+    def middle(self, x):
+        return self.a(self.act(x))
+
+
+class ZeroFromHardtanh(NoZeroFromHardtanh):
+    untouched = ("stem.0", "a.0", "last.0")
+
+    def __init__(self):
+        super().__init__()
+        self.act = nn.Hardtanh(-1.0, 0.0)
+
+
+class BehindAnAttribute(WithA):
+    def middle(self, x):
+        return self.a(x.data)
+
+
+class WidthInASlice(WithA):
+    def middle(self, x):
+        return self.a(x) / x.shape[:2][1]
+
+
+class Opaque(nn.Module):
+    def __init__(self, inside: nn.Module):
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, x):
+        return self.inside(x) if x.sum() > 0 else self.inside(-x)
+
+
+class SharedWithAClosedPart(WithA):
+    untouched = ("last.0",)
+
+    def __init__(self):
+        super().__init__()
+        self.b, self.closed = block(), Opaque(self.a)
+
+    def middle(self, x):
+        return self.b(self.a(x)) * self.closed(x).mean()
+
+
+class HookedConv(WithA):
+    untouched = ("last.0",)
+    hooked = "a.0"
+
+    def __init__(self):
+        super().__init__()
+        self.get_submodule(self.hooked).register_forward_hook(lambda module, inputs, output: output + 1)
+
+    def middle(self, x):
+        return self.a(x)
+
+
+class HookedNorm(HookedConv):
+    untouched = ("stem.0", "last.0")
+    hooked = "a.1"
+
+
+class HookedRelu(HookedNorm):
+    hooked = "a.2"
+
+
+class HookedLinear(HookedNorm):
+    untouched = ("stem.0", "a.0")
+    hooked = "fc"
+
+
+class HookedBefore(WithA):
+    untouched = ("last.0",)
+
+    def __init__(self):
+        super().__init__()
+        self.a[0].register_forward_pre_hook(lambda module, inputs: inputs[0] + 1)
+
+    def middle(self, x):
+        return self.a(x)
+
+
+HIDDEN = {
+    kind.__name__: kind
+    for kind in list(vars().values())
+    if isinstance(kind, type) and issubclass(kind, WithA) and kind is not WithA
+}
+
+
+@pytest.mark.parametrize("grow", [True, False], ids=["grown", "plain"])
+@pytest.mark.parametrize("structure", HIDDEN)
+def test_what_hides_in_a_network_is_seen_and_the_rest_may_go(structure, grow):
+    model = HIDDEN[structure]().double()
+    if grow:
+        bpl.grow_partners(model)
+    randomise_statistics(model)
+    masks = bpl.prune_masks(model, 0.5)
+    for chosen in (masks, random_masks(model, 0), random_masks(model, 1, together=False)):
+        assert_exact(model, images(size=SIZE), chosen)
+    if structure != "WidthInASlice":
+        assert tuple(name for name in masks if name != "b.0") == model.untouched
+
+
+@pytest.mark.parametrize(("structure", "left"), [(HookedConv, "a.0"), (HookedNorm, "a.0"), (HookedBefore, "a.0")])
+def test_a_convolution_with_hooks_grows_no_partner_and_says_why(structure, left):
+    model = structure()
+    bpl.grow_partners(model)
+    assert partner_blocks(model).keys() == {"stem.0", "last.0"}
+    assert "has forward hooks" in ChannelGraph(model).of_conv[left].frozen
+    alone = nn.Sequential(*conv_and_norm())
+    alone[0].register_forward_hook(lambda module, inputs, output: None)
+    with pytest.raises(ValueError, match="nothing to grow in Sequential.*; '0' has forward hooks$"):
+        bpl.grow_partners(alone)
+
+
+def conv_and_norm() -> tuple[nn.Module, nn.Module]:
+    return conv(3), nn.BatchNorm2d(WIDTH)
+
+
+def test_hooks_on_a_block_are_the_fused_convolutions_and_those_inside_are_refused():
+    model = randomise_statistics(bpl.grow_partners(Net()).double()).eval()
+    handle = model.stem[0].register_forward_hook(lambda module, inputs, output: 2 * output)
+    model.stem[0].register_forward_pre_hook(lambda module, inputs: inputs[0] + 1)
+    x = images(size=SIZE)
+    assert_exact(model, x, bpl.prune_masks(model, 0.5))
+    assert relative_error(logits(bpl.fuse_partners(model), x), logits(model, x)) < 1e-12
+    handle.remove()
+    model.stem[0].branches[1].conv.register_forward_hook(lambda module, inputs, output: 2 * output)
+    with pytest.raises(ValueError, match="cannot fuse 'stem.0': its layer 'branches.1.conv' has forward hooks"):
+        bpl.fuse_partners(model)
+
+
+class WithAuxiliaryHead(WithA):
+    """As torchvision's GoogLeNet: a head that only training uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.aux = nn.Sequential(block(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTH, 5))
+
+    def forward(self, x):
+        x = self.stem(x)
+        out = self.fc(self.last(self.a(x)).mean((2, 3)))
+        return (out, self.aux(x)) if self.training else out
+
+
+def test_a_mask_of_a_convolution_that_this_mode_does_not_use_says_what_to_do():
+    model = randomise_statistics(WithAuxiliaryHead().double())
+    masks = bpl.prune_masks(model, 0.5)
+    model.eval()
+    expected = (
+        "'aux.0.0' is not used in evaluation mode, .*: mask and slim it after model.train\\(\\), or choose the masks"
+    )
+    for function in (bpl.slim, bpl.apply_masks):
+        with pytest.raises(ValueError, match=expected):
+            function(model, masks)
+    assert_exact(model.train(), images(size=SIZE), masks)
+    assert_exact(model.eval(), images(size=SIZE), bpl.prune_masks(model, 0.5))
+
+
 # -- what slim returns ----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("with_partners", [True, False])
 def test_a_slimmed_network_has_no_masks_no_hooks_and_no_buffers_of_its_own(with_partners):

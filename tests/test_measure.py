@@ -5,9 +5,16 @@ import sys
 import pytest
 import torch
 from exactness import same_state, state
-from little_networks import Net
+from little_networks import WIDTH, Net, block
+from torch import nn
 
 import bpl
+from bpl.channels import ChannelGraph
+from bpl.layer_times import layers_of
+from bpl.measure import image_channels
+from bpl.memory import inference_memory, step_memory
+from bpl.pruning.channel_cost import ChannelCost
+from bpl.pruning.masks import prunable_sets
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -62,3 +69,34 @@ def test_a_network_with_partners_is_not_exported_to_be_timed():
 @pytest.mark.slow
 def test_compiled_networks_are_timed_too():
     assert bpl.measure_latency(Net(), 8, backend="compile", seconds=0).backend == "compile"
+
+
+# -- images with other than 3 channels ------------------------------------------------------------------------------
+def taking(channels: int) -> nn.Module:
+    model = Net()
+    model.stem = block(channels)
+    return model
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_network_is_counted_and_timed_on_images_with_its_own_channels(channels, tmp_path):
+    grown = bpl.grow_partners(taking(channels))
+    model = bpl.slim(bpl.fuse_partners(grown), bpl.prune_masks(grown, 0.5))
+    kept = WIDTH // 2
+    assert bpl.count_macs(model, 8) == (channels * kept + kept * kept) * 9 * 64 + kept * 5
+    assert bpl.measure_latency(model, 8, seconds=0).passes == 5
+    assert list(layers_of(model, 8).values())[0].inputs == channels
+    assert inference_memory(model, 8) > 0 and step_memory(grown, 8, 2).peak > 0
+    graph = ChannelGraph(model)
+    assert ChannelCost(graph, prunable_sets(graph), "macs", 8).full == bpl.count_macs(model, 8)
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path = bpl.export_onnx(model.eval(), tmp_path / "net.onnx", 8)
+    x = torch.randn(2, channels, 8, 8)
+    (got,) = onnxruntime.InferenceSession(path).run(None, {"images": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(got), model(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_that_takes_colour_images_is_given_them_whatever_its_first_convolution():
+    rearranged = nn.Sequential(nn.PixelUnshuffle(2), *block(12))
+    assert image_channels(rearranged, 8) == 3 and image_channels(nn.Sequential(*block(12)), 8) == 12
+    assert image_channels(Net(), 8) == image_channels(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), 8) == 3

@@ -1,5 +1,6 @@
 """OED: FISTA against other solvers, masks and removal against the plain network, the search, what ships, its files."""
 
+import contextlib
 import copy
 import json
 import warnings
@@ -19,7 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import bpl
 from bpl import train as train_module
+from bpl.cli import main
 from bpl.config import RunConfig
+from bpl.exit_codes import WRONG_USAGE
 from bpl.export import ModelFileError, read_description
 from bpl.fista import Fista, fista_step, shrink_nonnegative, soft_threshold, threshold_to_sum
 from bpl.measure import count_macs, count_params
@@ -322,7 +325,14 @@ def test_the_plan_shrinks_the_masks_sum_at_a_steady_pace_until_the_budget_is_met
 
 @pytest.mark.parametrize(
     ("target", "expected"),
-    [(0.99, []), (0.86, ["b"]), (0.69, ["b", "d"]), (0.51, ["b", "d"]), (0.49, ["b", "d", "a"]), (0.11, list("bdac"))],
+    [
+        (0.99, []),
+        (0.86, ["b"]),
+        (0.69, ["b", "d"]),
+        (0.51, ["b", "d"]),
+        (0.49, ["b", "d", "a"]),
+        (0.16, ["b", "d", "a"]),  # nearer to no block at all: one stays
+    ],
 )
 def test_the_landing_is_the_nearest_cost_in_the_order_in_which_masks_vanish(target, expected):
     method = method_of()
@@ -344,6 +354,40 @@ def test_a_block_that_stays_keeps_the_mask_it_had_before_the_last_step():
         method.after_step(training)
         assert method._chosen == ["b"]
         assert torch.equal(method.fista.x, before) and torch.equal(model.masks.detach(), before)
+
+
+def test_a_block_that_comes_back_in_the_last_step_of_the_search_does_not_stay_with_a_mask_of_0():
+    """b was at 0 and is above it in the step in which d vanishes: b stays, with the mask that brought it back."""
+    method = method_of(train=64, epochs=3)  # 4 steps an epoch, 2 epochs to the freeze
+    before, gradient = torch.tensor([0.8, 0.0, 0.9, 0.02]), torch.tensor([0.0, -6.0, 0.0, 9.0])
+    method.names, method.costs, method.target = list("abcd"), [0.2, 0.1, 0.3, 0.3], 0.7
+    method.fista, method._gradient = Fista.start(before), gradient
+    model = SimpleNamespace(masks=nn.Parameter(before.clone()))
+    training = SimpleNamespace(model=model, optimizer=SimpleNamespace(param_groups=[{"lr": 0.1}]), epoch=1)
+    method.after_step(training)
+    assert method._chosen == ["d"]
+    came_back = (0.8 + 0.6 + 0.9 - 1.5) / 3  # the plan: 3 of 8 steps are left to 4 masks
+    assert method.fista.x.tolist() == pytest.approx([0.8, 0.6 - came_back, 0.9, 0.02])
+    assert torch.equal(model.masks.detach(), method.fista.x)
+
+
+def test_every_block_that_stays_has_a_mask_above_0():
+    """Searches to their end, on gradients so rough that blocks come back again and again."""
+    optimizer = SimpleNamespace(param_groups=[{"lr": 0.1}])
+    for seed in range(100):
+        chance = torch.Generator().manual_seed(seed)
+        method = method_of(train=64 * 20, epochs=2)  # 80 steps, in one epoch, to the freeze
+        method.names, method.costs = list("abcdefgh"), (torch.rand(8, generator=chance) / 8).tolist()
+        method.target = 1 - sum(method.costs) * float(torch.rand((), generator=chance))
+        method.fista = Fista.start(torch.ones(8))
+        training = SimpleNamespace(
+            model=SimpleNamespace(masks=nn.Parameter(torch.ones(8))), optimizer=optimizer, epoch=0
+        )
+        while method._chosen is None:
+            method._gradient = 8 * torch.randn(8, generator=chance)
+            method.after_step(training)
+        assert len(method._chosen) < 8
+        assert all(mask > 0 for name, mask in method._values().items() if name not in method._chosen)
 
 
 @pytest.mark.parametrize(
@@ -380,16 +424,16 @@ def test_the_budget_without_one_is_the_uniformly_pruned_network_s():
 
 
 def test_blocks_that_are_gone_stay_gone(tree):
-    out = trained(small(tree, "oed", width=4, sparsity=3.0, epochs=5, freeze_at=0.8, learning_rate=0.1))
+    out = trained(small(tree, "oed", width=4, sparsity=1.2, epochs=5, freeze_at=0.8, learning_rate=0.1))
     masks = {name: values for name, values in out.curves.items() if name.startswith("mask ")}
-    assert len(masks) == 8 and 0 < len(out.method.removed) <= 8
+    assert len(masks) == 8 and 0 < len(out.method.removed) < 8
     for values in masks.values():
         first = values.index(0.0) if 0.0 in values else len(values)
         assert not any(values[first:]) and all(values[:first])
     assert out.curves["blocks"] == sorted(out.curves["blocks"], reverse=True)
     assert out.curves["blocks"][-1] == 8 - len(out.method.removed)
     assert out.curves["at_size"] == [0, 0, 0, 1, 1]
-    assert out.curves["lambda"][:4] == pytest.approx([3.0] * 4)
+    assert out.curves["lambda"][:4] == pytest.approx([1.2] * 4)
 
 
 @pytest.mark.parametrize("changes", [{"sparsity": 0.0, "learning_rate": 0.001}, {"ratio": 0.0}], ids=str)
@@ -397,13 +441,6 @@ def test_without_a_penalty_nothing_is_removed(tree, changes):
     out = trained(small(tree, "oed", width=4, epochs=1, **changes))
     assert count_macs(out.small, 32) == count_macs(build_model("resnet18", 4, 32, 4), 32)
     assert out.curves["blocks"] == [8.0] and out.curves["at_size"] == [1.0]
-
-
-def test_all_blocks_may_vanish_before_the_search_is_over(tree, steps):
-    out = trained(small(tree, "oed", width=4, sparsity=1000.0, epochs=3, freeze_at=1.0))
-    assert not residual_blocks(out.small)
-    assert out.curves["blocks"] == [0.0] * 3 and out.curves["at_size"] == [0.0, 0.0, 1.0]
-    assert not any(at.any() for epoch, _, at, _ in steps if epoch > 0)  # with no block left there is no gradient
 
 
 def test_momentum_goes_on_for_what_stays_and_shrinks_with_the_folded_masks():
@@ -429,19 +466,40 @@ def test_momentum_goes_on_for_what_stays_and_shrinks_with_the_folded_masks():
 
 
 # -- refusals -------------------------------------------------------------------------------------------------------
-def test_a_budget_below_the_network_without_blocks_is_refused_and_the_smallest_is_named():
+def test_a_budget_nearer_to_no_block_than_to_one_is_refused_and_the_smallest_is_named():
     with pytest.raises(
-        ValueError, match=r"budget macs:0.01 asks for 0.010 of the macs of resnet18, but .* stay"
+        ValueError, match=r"budget macs:0.01 asks for 0.010 of the macs of resnet18, nearer to the .* that stay without"
     ) as caught:
         prepared(method_of(budget="macs:0.01"))
     smallest = str(caught.value).rpartition(" ")[2]
     method = method_of(budget=smallest)
     prepared(method)
-    assert method._share(torch.zeros(8, dtype=torch.bool)) <= method.target < method._share(torch.eye(8)[4] > 0)
-    with pytest.raises(ValueError, match=r"ratio 0.7 asks for .* of the macs of mobilenet_v2, .* is macs:0\.\d+$"):
+    one_left = min(method._share(torch.eye(8)[block] > 0) for block in range(8))
+    assert one_left <= method.target < one_left + 1e-3
+    none_left = method._share(torch.zeros(8, dtype=torch.bool))
+    for middle, fits in ((0.49, False), (0.51, True)):
+        method = method_of(budget=f"macs:{none_left + middle * (one_left - none_left):.6f}")
+        with contextlib.nullcontext() if fits else pytest.raises(ValueError, match="than to one block"):
+            prepared(method)
+    with pytest.raises(ValueError, match=r"ratio 0.7 asks for .* of the macs of mobilenet_v2, .* has macs:0\.\d+$"):
         prepared(method_of(arch="mobilenet_v2"))
-    with pytest.raises(ValueError, match="asks for 0.010 of the params of resnet18, .* the smallest budget is params:"):
+    with pytest.raises(ValueError, match="asks for 0.010 of the params of resnet18, .* with a block has params:"):
         prepared(method_of(budget="params:0.01"))
+
+
+def test_a_lambda_that_removes_all_blocks_is_refused_as_soon_as_they_are_at_0(tree, steps):
+    config = small(tree, "oed", width=4, sparsity=1000.0, epochs=3, freeze_at=1.0)
+    with pytest.raises(ValueError, match="sparsity is 1000: the masks of all 8 residual blocks of resnet18 are 0"):
+        trained(config)
+    assert {epoch for epoch, *_ in steps} == {0}
+
+
+def test_the_command_line_says_that_no_block_would_be_left(places, capsys):
+    words = "run --dataset synthetic --method oed --ratio 0.99 --tier quick --image-size 32 --device cpu"
+    with pytest.raises(SystemExit) as ended:
+        main(words.split())
+    assert ended.value.code == WRONG_USAGE
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_lambda_and_a_budget_exclude_each_other():
@@ -459,9 +517,16 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("fields", [{"budget": "macs:0.4"}, {"sparsity": 12.0, "precision": "bf16"}], ids=str)
-def test_a_run_that_is_killed_and_resumed_ends_as_one_that_is_not(tree, tmp_path, monkeypatch, fields):
-    """Killed in the second epoch, while blocks are searched, and in the last one, when the others' masks are folded."""
+@pytest.mark.parametrize(
+    ("fields", "epoch"),
+    [({"budget": "macs:0.4"}, 1), ({"sparsity": 1.2, "precision": "bf16", "epochs": 5, "freeze_at": 0.8}, 3)],
+    ids=["budget", "sparsity"],
+)
+def test_a_run_that_is_killed_and_resumed_ends_as_one_that_is_not(tree, tmp_path, monkeypatch, fields, epoch):
+    """Killed in the search's last epoch, and in the run's last one, when the masks of the blocks that stay are folded.
+
+    `epoch` is the index of the first: with a budget the second epoch, with a lambda one before which blocks are gone.
+    """
     monkeypatch.setattr(train_module, "CHECKPOINT_SECONDS", -1.0)
     config = small(tree, "oed", width=4, learning_rate=0.1, **fields)
     whole = trained(config, checkpoint=tmp_path / "whole.pt")
@@ -475,7 +540,7 @@ def test_a_run_that_is_killed_and_resumed_ends_as_one_that_is_not(tree, tmp_path
             raise Killed
 
     monkeypatch.setattr(OED, "after_step", killed_step)
-    for steps_to_go in (5, 4):  # 3 an epoch
+    for steps_to_go in (3 * epoch + 2, 4):  # 3 an epoch
         left = steps_to_go
         with pytest.raises(Killed):
             trained(config, checkpoint=tmp_path / "checkpoint.pt")
@@ -484,9 +549,9 @@ def test_a_run_that_is_killed_and_resumed_ends_as_one_that_is_not(tree, tmp_path
     assert same_weights(again.network, whole.network) and same_weights(again.small, whole.small)
     assert again.curves == whole.curves and again.training_macs == whole.training_macs
     assert again.method.removed == whole.method.removed != []
-    assert again.curves["at_size"] == [0.0, 1.0, 1.0]
+    assert again.curves["at_size"] == [0.0] * epoch + [1.0] * 2
     if config.sparsity is not None:
-        assert again.curves["blocks"][0] < 8  # so blocks were gone at the first resumption too
+        assert again.curves["blocks"][epoch - 1] < 8  # so blocks were gone at the first resumption too
 
 
 # -- files ----------------------------------------------------------------------------------------------------------

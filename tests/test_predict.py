@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import sys
 from pathlib import Path
 
@@ -212,6 +213,39 @@ def test_a_file_is_taken_whatever_it_is_called_and_once(folder):
     ]
 
 
+def test_every_format_that_is_decoded_is_found(command, files, tmp_path):
+    place = tmp_path / "all"
+    place.mkdir()
+    for end in ("bmp", "gif", "webp", "TIFF", "jpe", "png"):
+        picture().save(place / f"one.{end}")
+    code, out, err = command("predict", files / "net.onnx", place)
+    assert (code, err, len(rows(out))) == (0, "", 7)
+
+
+def test_folders_are_searched_through_links_each_once(folder, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "below").mkdir(parents=True)
+    picture().save(elsewhere / "below" / "d.png")
+    for name, target in {
+        "a link": elsewhere, "a second": elsewhere, "again": "more", "more/up": "..", "z": ".", ".hidden": elsewhere,
+    }.items():  # fmt: skip
+        (folder / name).symlink_to(target)
+    expected = ["a link/below/d.png", "a.jpg", "b.png", "more/c.TIF"]
+    assert find_images([folder]) == [folder / name for name in expected]
+
+
+def test_a_link_that_leads_nowhere_is_a_problem_and_the_others_go_on(command, files, folder):
+    (folder / "lost").symlink_to("gone")
+    (folder / "more" / "round\x07.png").symlink_to("round\x07.png")
+    code, out, err = command("predict", files / "net.onnx", folder)
+    assert (code, len(rows(out))) == (1, 4)
+    said = [
+        f"bpl: link '{folder / 'lost'}' leads nowhere",
+        f"bpl: link '{folder / 'more' / 'round'}\\x07.png' leads nowhere",
+    ]
+    assert err.splitlines() == said
+
+
 # -- bad pictures -------------------------------------------------------------------------------------------------
 BAD = {
     "text.png": b"no picture",
@@ -263,8 +297,10 @@ def test_an_empty_folder_a_missing_path_and_a_bad_batch_size(command, files, fol
     (tmp_path / "empty" / "below").mkdir(parents=True)
     (tmp_path / "empty" / "notes.txt").write_text("no picture")
     table = ("--csv", tmp_path / "table.csv")
-    refused(command, r"folder .*empty holds no images: \.jpeg", files / "net.onnx", folder, tmp_path / "empty", *table)
-    refused(command, r"gone\.png is neither a file nor a folder", files / "net.onnx", tmp_path / "gone.png", *table)
+    refused(
+        command, r"folder '.*empty' holds no images: \.apng", files / "net.onnx", folder, tmp_path / "empty", *table
+    )
+    refused(command, r"gone\.png' is neither a file nor a folder", files / "net.onnx", tmp_path / "gone.png", *table)
     refused(command, "batch_size is 0: it must be at least 1", files / "net.onnx", folder, "--batch-size", 0, *table)
     refused(command, "its folder does not exist", files / "net.onnx", folder, "--csv", tmp_path / "no" / "table.csv")
     assert not (tmp_path / "table.csv").exists()
@@ -280,6 +316,40 @@ def test_a_table_that_cannot_be_written_leaves_the_old_one(command, files, folde
     before = files_below(tmp_path)
     refused(command, "No space left", files / "net.onnx", folder, "--csv", tmp_path / "table.csv", code=1)
     assert (tmp_path / "table.csv").read_text() == "old" and files_below(tmp_path) == before
+
+
+@pytest.mark.parametrize("model", ["net.safetensors", "net.json", "net.onnx"])
+def test_a_table_does_not_destroy_what_it_is_made_from(command, copies, folder, tmp_path, monkeypatch, model):
+    (tmp_path / "link.csv").symlink_to(folder / "b.png")
+    os.link(copies / "net.json", tmp_path / "hard.csv")
+    monkeypatch.chdir(folder)
+    before = {name: (tmp_path / name).read_bytes() for name in files_below(tmp_path)}
+    for table in ("b.png", folder / "a.jpg", tmp_path / "link.csv"):
+        refused(command, "--csv is .*: that is an image to classify", copies / model, folder, "--csv", table)
+    for table in (copies / "net.safetensors", copies / "net.json", copies / "net.onnx", tmp_path / "hard.csv"):
+        refused(command, "--csv is .*: that is a file of the network", copies / model, folder, "--csv", table)
+    assert before == {name: (tmp_path / name).read_bytes() for name in files_below(tmp_path)}
+
+
+def test_a_table_goes_through_a_link_and_not_over_a_pipe(command, files, folder, tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link.csv").symlink_to("table.csv")
+    assert command("predict", files / "net.onnx", folder, "--csv", tmp_path / "link.csv")[0] == 0
+    assert (tmp_path / "link.csv").is_symlink() and len(rows((tmp_path / "table.csv").read_text())) == 4
+    monkeypatch.setattr("bpl.predict.load_classifier", lambda *_, **__: pytest.fail("found out too late"))
+    refused(command, "It is no file.*pipe'", files / "net.onnx", folder, "--csv", tmp_path / "pipe", code=1)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_classified(
+    command, files, folder, tmp_path, monkeypatch
+):
+    def read_only(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(atomic.tempfile, "TemporaryFile", read_only)
+    monkeypatch.setattr("bpl.predict.load_classifier", lambda *_, **__: pytest.fail("found out too late"))
+    refused(command, f"Read-only.*'{tmp_path}'", files / "net.onnx", folder, "--csv", tmp_path / "t.csv", code=1)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".onnx"])

@@ -4,16 +4,21 @@ import dataclasses
 import json
 import multiprocessing
 import os
+from pathlib import Path
 
+import numpy as np
 import pandas
 import pytest
+from PIL import Image
 from support import (  # noqa: F401
     files_below,
     made_up_record,
+    make_tree,
     no_stopwatch_fixture,
     places_fixture,
     run_module,
     small,
+    train_module,
     tree_fixture,
 )
 
@@ -31,7 +36,7 @@ from bpl.records import (
     source_digest,
 )
 from bpl.run import RunBusy, accuracies, only_here, run
-from bpl.train import predict, top1
+from bpl.train import Stopped, predict, top1
 
 pytestmark = pytest.mark.usefixtures("places", "no_stopwatch")
 
@@ -112,6 +117,77 @@ def test_a_repeated_run_starts_from_its_first_epoch(tree, places, monkeypatch):
     assert len(run(config, progress=False, repeat=True).curves["loss"]) == 1
 
 
+def _epochs_of(config, **options):
+    """The epochs that a run goes through."""
+    epochs = []
+    run(config, progress=False, watch=lambda epoch, _: epochs.append(epoch) or False, **options)
+    return epochs
+
+
+def test_a_repeated_run_that_was_stopped_goes_on_where_it_is_asked_for_again(tree, places, monkeypatch):
+    config = small(tree, "dense")
+    first = run(config, progress=False)
+
+    def stopped():
+        with pytest.raises(Stopped, match="stopped after epoch 2 of 3"):
+            run(config, progress=False, repeat=True, watch=lambda epoch, _: epoch == 2)
+
+    stopped()
+    assert run(config, progress=False) == first  # which leaves the repetition as it is
+    assert _epochs_of(config, repeat=True) == [3]
+    place = places / "work" / config.run_name("real")
+    assert files_below(place) == ["lock", "log.jsonl", "model.json", "model.safetensors"]
+    assert _epochs_of(config, repeat=True) == [1, 2, 3]
+    stopped()
+    monkeypatch.setattr(run_module, "source_digest", lambda: "of another code")
+    assert _epochs_of(config, repeat=True) == [1, 2, 3]
+
+
+def test_a_checkpoint_that_a_kill_left_beside_the_record_is_removed_and_no_other(tree, places, monkeypatch):
+    monkeypatch.setattr(train_module, "CHECKPOINT_SECONDS", -1.0)
+    config = small(tree, "dense", epochs=2)
+
+    def killed(_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "delete_checkpoint", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, progress=False)
+    place = places / "work" / config.run_name("real")
+    left = {"checkpoint.pt", "checkpoint.pt.previous"}
+    assert left <= set(files_below(place))
+    with only_here(place):  # another process is at work there
+        run(config, progress=False)
+    assert left <= set(files_below(place))
+    run(config, progress=False)
+    assert not left & set(files_below(place))
+    (place / "checkpoint.pt").write_bytes(b"newer than the record, so of another run")
+    os.utime(place / "checkpoint.pt", (4e9, 4e9))
+    run(config, progress=False)
+    assert (place / "checkpoint.pt").exists()
+
+
+def test_what_was_made_from_other_images_is_not_taken_for_this_runs(places, tmp_path):
+    """The images are exchanged under the same path."""
+    tree = make_tree(tmp_path / "own")
+    dense, kd = small(tree, "dense", epochs=1), small(tree, "kd", epochs=1)
+    first = run(dense, progress=False)
+    for file in sorted((tree / "class_0").iterdir()):
+        Image.fromarray(np.full((32, 32, 3), 7, np.uint8)).save(file)
+    now = load_images(str(tree), 32, progress=False).digest
+    for config in (dense, kd):
+        with pytest.raises(RecordError, match="was made from other images") as error:
+            run(config, progress=False)
+        for part in (first.data["digest"][:12], now[:12], "--repeat", "--out", record_path(dense, "real").name):
+            assert part in str(error.value)
+    with pytest.raises(RecordError, match=f"network .*{first.name} was trained on other images"):
+        run(kd, folder=tmp_path / "elsewhere", progress=False)
+    assert load_record(record_path(dense, "real")) == first
+    assert run(dense, progress=False, repeat=True).data["digest"] == now
+    assert run(kd, progress=False).data["digest"] == now
+
+
 def test_folders_given_win_over_those_of_the_environment(tree, tmp_path):
     config = small(tree, "dense", epochs=1)
     run(config, folder=tmp_path / "here", work=tmp_path / "there", progress=False)
@@ -153,6 +229,14 @@ def test_a_run_that_is_under_way_is_left_to_the_process_that_has_it(tree, places
     run(config, progress=False)  # and let go of afterwards
 
 
+def test_a_run_that_waits_for_another_process_asks_whether_to_stop(tree, places):
+    config, asked = small(tree, "dense", epochs=1), []
+    place = places / "work" / config.run_name("real")
+    with only_here(place), pytest.raises(Stopped, match="while another process is at work on this run"):
+        run(config, progress=False, wait=True, watch=lambda *given: asked.append(given) or True)
+    assert asked == [(0, {})]
+
+
 def _hold(place, ready, go):
     with only_here(place):
         ready.set()
@@ -179,9 +263,9 @@ def test_a_run_is_free_again_when_its_process_dies(tmp_path):
 def test_a_record_comes_back_as_it_was_written(tmp_path):
     config = RunConfig("ucm", "bpl")
     record = made_up_record(config, accuracy={"test": 1 / 3, "validation": None}, data={"source": "real", "ä": "ü"})
-    path = save_record(record, tmp_path / "new" / "a.json")
+    path = save_record(record, tmp_path / "new" / f"{record.name}.json")
     assert load_record(path) == record
-    assert files_below(tmp_path) == ["new/a.json"]
+    assert files_below(tmp_path) == [f"new/{record.name}.json"]
     assert RunConfig.from_dict(load_record(path).config) == config
 
 
@@ -203,6 +287,10 @@ def _with(**more):
     return lambda values: values.update(more)
 
 
+def _inner(table, key, value):
+    return lambda values: values[table].update({key: value})
+
+
 BAD = {
     "empty": (b"", "cannot be read"),
     "cut": (lambda content: content[: len(content) // 2], "cannot be read"),
@@ -214,6 +302,23 @@ BAD = {
     "lacking": (_without("cost"), "lacks cost"),
     "unknown key": (_with(remark="hello"), "unknown keys: ['remark']"),
     "wrong kind": (_with(accuracy=5), "accuracy 5"),
+    "no test accuracy": (
+        lambda values: values["accuracy"].pop("test"),
+        "lacks a number of its table row: accuracy",
+    ),
+    "null for test accuracy": (_inner("accuracy", "test", None), "accuracy.test"),
+    "a word for an accuracy": (_inner("accuracy", "validation", "x"), "accuracy.validation 'x': it must be a finite"),
+    "no cost": (lambda values: values["cost"].pop("macs"), "lacks a number of its table row: cost.macs"),
+    "nothing to divide by": (_inner("cost", "dense_macs", 0), "cost.dense_macs 0: it must be greater than 0"),
+    "latency of no kind": (_inner("cost", "latency", [1]), "cost.latency.median_ms"),
+    "too large a number": (_inner("cost", "macs", 10**400), "cost.macs"),
+    "a word for a number": (_with(seconds="x"), "seconds 'x': it must be a finite number"),
+    "NaN": (_with(seconds=float("nan")), "seconds nan: it must be a finite number"),
+    "yes for a number": (_with(seconds=True), "seconds True"),
+    "no source": (lambda values: values["data"].pop("source"), "data.source None"),
+    "a number for a curve": (_inner("curves", "loss", 3), "curves.loss 3"),
+    "a list for a name": (_with(name=[1]), "name [1]"),
+    "another run's name": (_with(name="other"), "is of the run 'other'"),
 }
 
 
@@ -246,6 +351,10 @@ def test_a_record_without_a_number_of_its_table_row_is_refused_by_name(tmp_path)
     with pytest.raises(RecordError, match="lacks a number") as error:
         load_records(tmp_path)
     assert str(path) in str(error.value)
+
+
+def test_every_committed_record_can_be_read():
+    assert len(list(iterate_records(Path(__file__).parents[1] / "data" / "results"))) > 100
 
 
 def test_a_missing_record_is_named(tmp_path):

@@ -1,9 +1,13 @@
 """One run shared by two processes (gloo, started by torchrun): the numbers of one, one record, kill and resume."""
 
 import json
+import os
 import re
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,11 +19,14 @@ from trials import keep
 
 import bpl
 from bpl import processes
+from bpl.checkpoint import load_checkpoint
 from bpl.cli import main
 from bpl.config import RunConfig
+from bpl.exit_codes import TERMINATED, TRY_AGAIN
 from bpl.memory import step_memory
 from bpl.methods import REGISTRY
 from bpl.records import load_record
+from bpl.runlog import read_log
 from bpl.sharing import check_shared
 
 pytestmark = pytest.mark.usefixtures("places")
@@ -137,6 +144,41 @@ def test_a_killed_process_ends_the_job_and_a_restart_goes_on(two_processes, tree
     log = [json.loads(line) for line in (tmp_path / "work" / record.name / "log.jsonl").read_text().splitlines()]
     assert [event["event"] for event in log].count("started") == 2
     assert [event["epoch"] for event in log if event["event"] == "epoch"] == [1, 2, 3, 4]
+
+
+def test_sigterm_to_one_process_stops_both_with_a_checkpoint(tree, tmp_path):
+    """The second process is asked to end: both finish the epoch, and the first one saves. Started without torchrun,
+    which ends with a code of its own."""
+    config = RunConfig(dataset=str(tree), method="dense", **SMALL | {"epochs": 100_000})
+    words = [*config.command().split()[1:], "--device", "cpu", "--quiet"]
+    words = [sys.executable, "-m", "bpl", *words, "--out", tmp_path / "results", "--work", tmp_path / "work"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    two = [
+        subprocess.Popen(
+            [str(word) for word in words],
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    place = tmp_path / "work" / config.run_name("real")
+    try:
+        end = time.monotonic() + 120
+        while not any(event["event"] == "epoch" and event["epoch"] > 1 for event in read_log(place)):
+            assert time.monotonic() < end and all(process.poll() is None for process in two)
+            time.sleep(0.05)
+        two[1].send_signal(signal.SIGTERM)
+        said = [process.communicate(timeout=60)[1] for process in two]
+    finally:
+        for process in two:
+            process.kill()
+    assert [process.returncode for process in two] == [TRY_AGAIN, TERMINATED], said
+    assert all(re.search(r"stopped after epoch \d+ of 100000; start the same command again", one) for one in said)
+    assert load_checkpoint(place / "checkpoint.pt")["epoch"] == read_log(place)[-3]["epoch"]
+    assert [event["event"] for event in read_log(place)[-3:]] == ["epoch", "checkpoint", "stopped"]
 
 
 @pytest.mark.slow

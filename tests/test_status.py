@@ -1,5 +1,6 @@
 """bpl status and the log that it reads: what is done, running, failed and left, and why."""
 
+import contextlib
 import json
 import os
 import signal
@@ -178,6 +179,61 @@ def test_a_line_that_a_kill_left_torn_spoils_no_other(tmp_path, torn):
     log.write("finished", test=float("nan"))
     events = read_log(tmp_path)
     assert (events[0]["event"], events[-1]["event"], events[-1]["test"]) == ("started", "finished", None)
+
+
+SPOILT = {
+    "a word for an epoch": '{"event": "epoch", "epoch": "x", "epochs": 3}',
+    "a list for an epoch": '{"event": "epoch", "epoch": [1], "epochs": {"a": 1}}',
+    "part of an epoch": '{"event": "epoch", "epoch": 1.5, "epochs": 3}',
+    "an epoch beyond all": '{"event": "epoch", "epoch": 1e400, "epochs": 3}',
+    "an epoch too long": f'{{"event": "epoch", "epoch": 1{"0" * 400}, "epochs": 3}}',
+    "a word for epochs": '{"event": "epoch", "epoch": 2, "epochs": "9"}',
+    "a word for a time": '{"event": "epoch", "epoch": 2, "epochs": 9, "seconds_left": "soon"}',
+    "no time": '{"event": "epoch", "epoch": 2, "epochs": 9, "seconds_left": NaN}',
+    "a mapping for a cause": '{"event": "failed", "cause": {"a": 1}}',
+    "a number for a cause": '{"event": "stopped", "cause": 5}',
+    "a list for an event": '{"event": ["epoch"]}',
+    "nested without end": "[" * 5000,
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+@pytest.mark.parametrize("held", [False, True])
+def test_a_line_that_is_no_event_of_ours_is_passed_over(grid, tree, places, what, held):
+    place = place_of(places, small(tree, "dense"))
+    place.mkdir(parents=True)
+    RunLog(place, 3).write("started")
+    with open(place / "log.jsonl", "a") as file:
+        file.write(SPOILT[what] + "\n")
+    with only_here(place) if held else contextlib.nullcontext():
+        for status in (status_of_grid(grid), status_of_work()):
+            assert status.runs[0].state == ("running" if held else "left")
+            as_table(status), as_json(status)
+    assert [event["event"] for event in read_log(place)] == ["started"]
+
+
+def test_a_cause_is_shown_in_one_line_without_what_a_terminal_obeys(grid, tree, places):
+    place = place_of(places, small(tree, "dense"))
+    place.mkdir(parents=True)
+    cause = "a\x1b[2Jb\nX\u202e" + "y" * 5000
+    RunLog(place, 3).write("failed", cause=cause)
+    status = status_of_grid(grid)
+    line = as_table(status).splitlines()[1]
+    assert "a [2Jb X y" in line and line.isprintable() and len(line) < 500
+    assert json.loads(as_json(status))["runs"][0]["cause"] == cause
+
+
+def test_the_log_of_a_run_that_fails_says_where(tree, places, monkeypatch):
+    def defect(*_, **__):
+        raise TypeError("a defect")
+
+    monkeypatch.setattr(run_module, "train", defect)
+    config = small(tree, "dense")
+    with pytest.raises(TypeError):
+        run(config, progress=False)
+    event = read_log(place_of(places, config))[-1]
+    assert (event["event"], event["cause"], event["error"]) == ("failed", "a defect", "TypeError")
+    assert "in defect" in event["traceback"]
 
 
 def test_a_log_that_cannot_be_written_stops_no_run(tree, places):

@@ -3,6 +3,7 @@
 import itertools
 import multiprocessing
 import os
+import signal
 
 import pytest
 import yaml
@@ -17,11 +18,19 @@ from support import (  # noqa: F401
 
 import bpl.sweep as sweep_module
 import bpl.train as train_module
+from bpl.data import load_images
 from bpl.records import load_records, record_path, save_record
 from bpl.run import RunBusy, only_here
 from bpl.sweep import GridError, load_grid, seconds_of, sweep
 
 pytestmark = pytest.mark.usefixtures("places", "no_stopwatch")
+
+
+def recorded(config, **changes):
+    """A made-up record of a run on the images that are there."""
+    images = load_images(config.dataset, config.image_size, progress=False)
+    data = {"source": images.source, "name": images.name, "digest": images.digest, "split_digest": "s"}
+    return made_up_record(config, images.source, **{"data": data} | changes)
 
 
 @pytest.fixture
@@ -49,7 +58,7 @@ def started(monkeypatch):
     def run(config, *, folder=None, **_):
         configs.append(config)
         configs.act(config)
-        record = made_up_record(config, seconds=configs.seconds)
+        record = recorded(config, seconds=configs.seconds)
         save_record(record, record_path(config, "real", folder))
         return record
 
@@ -149,7 +158,7 @@ def four(tree):
 
 
 def test_a_sweep_runs_what_is_lacking_in_the_order_of_the_grid(four, started):
-    save_record(made_up_record(four[1]), record_path(four[1], "real"))
+    save_record(recorded(four[1]), record_path(four[1], "real"))
     result = sweep(four, progress=False)
     assert list(started) == [four[0], four[2], four[3]]
     assert (result.done, result.ran, result.failed, result.left) == (1, 3, {}, [])
@@ -171,7 +180,7 @@ def test_two_spellings_of_one_run_are_run_once(four, started):
 def test_a_run_that_another_sweep_finished_meanwhile_is_not_started(four, started):
     def other_sweep(config):
         if config is four[0]:
-            save_record(made_up_record(four[1]), record_path(four[1], "real"))
+            save_record(recorded(four[1]), record_path(four[1], "real"))
 
     started.act = other_sweep
     result = sweep(four, progress=False)
@@ -192,7 +201,15 @@ def test_a_run_that_is_under_way_elsewhere_is_skipped_and_said_so(four, started,
 
 @pytest.mark.parametrize(
     "error",
-    [ValueError("no good\nmore"), OSError(28, "No space left on device"), FloatingPointError("nan"), RuntimeError()],
+    [
+        ValueError("no good\nmore"),
+        OSError(28, "No space left on device"),
+        FloatingPointError("nan"),
+        RuntimeError(),
+        TypeError("a defect\nof some lines"),
+        KeyError("x"),
+        AssertionError(),
+    ],  # fmt: skip
     ids=repr,
 )
 def test_a_run_that_fails_is_reported_and_the_others_go_on(four, started, capsys, error):
@@ -212,7 +229,7 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(four, started, capsys
 
 def test_no_run_is_started_that_would_not_fit_into_the_time_budget(four, started, tree):
     """Runs of one kind are expected to take as long as those before: 3.5 s by the record."""
-    save_record(made_up_record(four[0]), record_path(four[0], "real"))
+    save_record(recorded(four[0]), record_path(four[0], "real"))
     result = sweep([four[0], four[2]], progress=False, budget=3.0)
     assert (list(started), result.left) == ([], [four[2]])
     assert result.estimate == 3.5
@@ -242,6 +259,35 @@ def test_a_damaged_record_stops_a_sweep_and_is_named(four, started):
     with pytest.raises(ValueError, match=path.name):
         sweep(four, progress=False)
     assert not started
+
+
+def test_a_record_of_other_images_stops_a_sweep_and_is_named(four, started):
+    path = save_record(made_up_record(four[0]), record_path(four[0], "real"))
+    with pytest.raises(ValueError, match="was made from other images") as error:
+        sweep(four, progress=False)
+    assert str(path) in str(error.value)
+    assert not started
+
+
+@pytest.mark.parametrize("end", [None, RunBusy("busy"), ValueError("no good")], ids=["ran", "busy", "failed"])
+def test_sigterm_that_no_epoch_of_a_run_sees_any_more_ends_the_sweep_after_it(four, monkeypatch, end):
+    """It comes in the last epoch, or while the run is measured: the run is finished, and no other is started."""
+    started = []
+
+    def run(config, *, watch, folder=None, **_):
+        started.append(config)
+        assert not watch(1, {})
+        os.kill(os.getpid(), signal.SIGTERM)
+        if end is not None:
+            raise end
+        record = recorded(config)
+        save_record(record, record_path(config, "real", folder))
+        return record
+
+    monkeypatch.setattr(sweep_module, "run", run)
+    result = sweep(four, progress=False)
+    assert (started, result.ended, result.left) == (four[:1], True, four[1:])
+    assert result.ran + result.busy + len(result.failed) == 1
 
 
 # -- real ones ----------------------------------------------------------------------------------------------------

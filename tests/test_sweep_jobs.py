@@ -31,6 +31,7 @@ import bpl.train as train_module
 from bpl.bundle import merge_bundles
 from bpl.checkpoint import load_checkpoint
 from bpl.config import RunConfig
+from bpl.data import load_images
 from bpl.export import load_model
 from bpl.jobs import ProcessDied, side_by_side
 from bpl.records import load_record, record_path, save_record
@@ -38,6 +39,13 @@ from bpl.run import only_here, run
 from bpl.sweep import GridError, Outcome, load_grid, sweep
 
 pytestmark = pytest.mark.usefixtures("places", "no_stopwatch")
+
+
+def recorded(config, **changes):
+    """A made-up record of a run on the images that are there."""
+    images = load_images(config.dataset, config.image_size, progress=False)
+    data = {"source": images.source, "name": images.name, "digest": images.digest, "split_digest": "s"}
+    return made_up_record(config, images.source, **{"data": data} | changes)
 
 
 # -- stages -------------------------------------------------------------------------------------------------------
@@ -178,7 +186,7 @@ def pretend(monkeypatch):
             job = running.pop(0)
             outcome = Pretend.outcome(job)
             if isinstance(outcome, Outcome) and outcome.kind == "ran":
-                save_record(made_up_record(job), record_path(job, "real", perform.keywords["folder"]))
+                save_record(recorded(job), record_path(job, "real", perform.keywords["folder"]))
             yield job, outcome
 
     monkeypatch.setattr(sweep_module, "side_by_side", beside)
@@ -227,7 +235,7 @@ def test_a_run_that_another_process_finished_by_the_end_counts_as_recorded(four,
     def outcome(config):
         if config is four[0]:
             return Outcome("busy", "elsewhere")
-        save_record(made_up_record(four[0]), record_path(four[0], "real"))
+        save_record(recorded(four[0]), record_path(four[0], "real"))
         return Outcome("ran", "50.00", 1.0)
 
     pretend.outcome = outcome
@@ -237,7 +245,7 @@ def test_a_run_that_another_process_finished_by_the_end_counts_as_recorded(four,
 
 def test_with_several_jobs_no_run_is_started_that_would_not_fit(tree, pretend):
     three = [small(tree, "dense", seed=seed) for seed in range(3)]
-    save_record(made_up_record(three[0], seconds=30.0), record_path(three[0], "real"))
+    save_record(recorded(three[0], seconds=30.0), record_path(three[0], "real"))
     result = sweep(three, jobs=2, budget=20.0, progress=False)
     assert (result.done, pretend.started, result.left) == (1, [], three[1:])
     assert result.estimate == 30.0
@@ -252,14 +260,24 @@ def test_the_bundle_is_up_to_date_after_every_run(four, pretend, places):
         return Outcome("ran", "50.00", 1.0)
 
     pretend.outcome = outcome
-    save_record(made_up_record(four[0]), record_path(four[0], "real"))  # of an earlier sweep
+    save_record(recorded(four[0]), record_path(four[0], "real"))  # of an earlier sweep
     sweep(four, jobs=2, bundle=places / "b.zip", progress=False)
     assert seen == [1, 2, 3]
     assert merge_bundles([places / "b.zip"], places / "end").added == 4
 
 
+def test_what_others_have_recorded_by_the_end_is_in_the_bundle(four, pretend, places):
+    def busy(config):
+        save_record(recorded(config), record_path(config, "real"))
+        return Outcome("busy", "elsewhere")
+
+    pretend.outcome = busy
+    assert sweep(four, jobs=2, bundle=places / "b.zip", progress=False).done == 4
+    assert merge_bundles([places / "b.zip"], places / "end").added == 4
+
+
 def test_a_record_that_cannot_be_bundled_is_named_before_anything_runs(four, pretend, places):
-    path = save_record(made_up_record(four[0]), places / "results" / "other" / "broken.json")
+    path = save_record(recorded(four[0]), places / "results" / "other" / "broken.json")
     path.write_text("{")
     with pytest.raises(ValueError, match=r"broken\.json"):
         sweep(four, jobs=2, bundle=places / "b.zip", progress=False)

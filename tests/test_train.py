@@ -8,8 +8,9 @@ import torch
 from support import SMALL, make_tree, places_fixture, same_weights, small, trained, tree_fixture  # noqa: F401
 from torch import nn
 
+from bpl.checkpoint import CheckpointError
 from bpl.schedule import one_cycle, released
-from bpl.train import predict, top1
+from bpl.train import Stopped, predict, top1
 
 pytestmark = pytest.mark.usefixtures("places")
 
@@ -95,6 +96,17 @@ def test_a_run_that_was_killed_after_its_last_epoch_only_has_to_be_measured(tree
     assert same_weights(again.small, whole.small)
     assert again.curves == whole.curves
     assert again.seconds == whole.seconds
+
+
+def test_a_checkpoint_of_images_that_changed_under_their_names_is_not_gone_on_from(tmp_path):
+    tree, checkpoint = make_tree(tmp_path / "images", per_class=4), tmp_path / "checkpoint.pt"
+    config = small(tree, "dense", batch_size=4)
+    with pytest.raises(Stopped):
+        trained(config, checkpoint=checkpoint, watch=lambda epoch, row: True)
+    one, other = sorted(tree.glob("*/*"))[:2]
+    one.write_bytes(other.read_bytes())
+    with pytest.raises(CheckpointError, match="belongs to another run or other images: delete it"):
+        trained(config, checkpoint=checkpoint)
 
 
 # -- what may never influence a run -------------------------------------------------------------------------------

@@ -6,11 +6,16 @@ and takes the final name only then.
 
 A kill cannot be caught, so it leaves that temporary file. Its writer holds it locked, and the operating system lets go
 of the lock however the writer ends: the next writer of the same file removes what nobody holds any more.
+
+Taking a name destroys what bore it. Only a file may be destroyed so: a pipe, a device or a folder is refused, and a
+link stays, for it is the file at its end that is written.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,46 +33,79 @@ def write_atomic(path: str | Path, data: Buffer | Iterable[Buffer]) -> None:
             a header precedes gigabytes of pixels).
 
     Raises:
-        OSError: The folder is missing or read-only, or the disk is full.
+        OSError: The folder is missing or read-only, the disk is full, or the path is of no file.
     """
     write_together({Path(path): data})
 
 
-def write_together(files: Mapping[Path, Buffer | Iterable[Buffer]]) -> None:
+def write_together(files: Mapping[Path, Buffer | Iterable[Buffer]], gone: Iterable[Path] = ()) -> None:
     """Write several files that belong together, such as a model's weights and their description.
 
-    All of them are on the disk before the first one takes its name, so that a full disk leaves the old ones as they
-    were, and no file is left without the others.
+    All of them are on the disk, and every name can be taken, before the first one takes its name: a full disk or a
+    folder in the way of one leaves all the old ones as they were.
 
     Args:
         files: Path -> content, as for `write_atomic`; the folders must exist.
+        gone: files of before that do not belong to these; they go in the same step, where they are there.
 
     Raises:
-        OSError: A folder is missing or read-only, or the disk is full.
+        OSError: A folder is missing or read-only, the disk is full, or one of the paths is of no file.
     """
+    targets: dict[Path, Path] = {}  # path -> where it leads
     staged: dict[Path, str] = {}
+    aside: dict[Path, str] = {}
     path = None
     with contextlib.ExitStack() as held:
         try:
-            _remove_leftovers(files)
+            for path in files:
+                targets[path] = _end_of(path)
+            for path in (gone := list(gone)):
+                _end_of(path)
+            _remove_leftovers([*targets.values(), *gone])
             for path, data in files.items():
-                descriptor, staged[path] = _temporary(path)
+                descriptor, staged[path] = _temporary(targets[path])
                 held.callback(os.close, descriptor)  # and with it the lock, when the file has its name
                 _fill(descriptor, (data,) if isinstance(data, Buffer) else data)
                 # mkstemp makes the file private; give it the mode an ordinary open() would have given.
                 os.chmod(staged[path], 0o666 & ~_umask())
+            for path in files:
+                _end_of(path)  # all once more: none takes its name where another cannot
+            for path in gone:
+                if os.path.lexists(path):
+                    name = str(path.with_name(f".{path.name}.{os.getpid()}.tmp"))  # a leftover where we are killed
+                    os.rename(path, name)
+                    aside[path] = name
             for path, temporary in staged.items():
-                os.replace(temporary, path)
+                os.replace(temporary, targets[path])
         except BaseException as error:  # KeyboardInterrupt included: nothing half-written stays
             for temporary in staged.values():
                 with contextlib.suppress(OSError):
                     os.unlink(temporary)
+            for before, name in aside.items():
+                with contextlib.suppress(OSError):
+                    os.rename(name, before)
             if isinstance(error, OSError) and path is not None:
                 # "No space left on device" alone does not say where, and the temporary file's name helps nobody.
-                error.filename, error.filename2 = str(path), None
+                error.filename = str(path)
+                del error.filename2  # set to None it would be shown
             raise
-    for folder in {path.parent for path in files}:
+        for name in aside.values():
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+    for folder in {path.parent for path in (*targets.values(), *aside)}:
         _sync_folder(folder)
+
+
+def check_target(path: Path) -> None:
+    """Check beforehand that a file can be written: its folder, which is made where there is none, and its name.
+
+    Args:
+        path: the file that will be written later.
+
+    Raises:
+        OSError: it cannot be; the message names the folder or the file.
+    """
+    check_writable(_end_of(path).parent)
 
 
 def check_writable(folder: Path) -> None:
@@ -108,6 +146,17 @@ def folder_held(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _end_of(path: Path) -> Path:
+    """Where a path leads through its links; refused where it leads to something else than a file."""
+    with contextlib.suppress(FileNotFoundError):  # nothing there yet
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "It is no file, and would be destroyed by one", str(path))
+    return Path(os.path.realpath(path))
 
 
 def _temporary(path: Path) -> tuple[int, str]:

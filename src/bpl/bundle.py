@@ -9,9 +9,9 @@ import io
 import re
 import zipfile
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from bpl.atomic import write_atomic
+from bpl.atomic import folder_held, write_atomic
 from bpl.config import RunConfig
 from bpl.data import CARDS
 from bpl.names import is_plain
@@ -60,13 +60,13 @@ def write_bundle(target: Path, folder: Path | None = None) -> int:
     """
     folder = folder or results_folder()
     content, count = io.BytesIO(), 0
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        for path, record in iterate_records(folder):
-            name = zipfile.ZipInfo(path.relative_to(folder).as_posix(), _EPOCH)
-            archive.writestr(name, record.to_json(), zipfile.ZIP_DEFLATED)
-            count += 1
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(target, content.getbuffer())
+    with folder_held(target.parent):  # from reading to writing: what another one reads later is not replaced by this
+        with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+            for path, record in iterate_records(folder):
+                name = zipfile.ZipInfo(path.relative_to(folder).as_posix(), _EPOCH)
+                archive.writestr(name, record.to_json(), zipfile.ZIP_DEFLATED)
+                count += 1
+        write_atomic(target, content.getbuffer())
     return count
 
 
@@ -120,8 +120,9 @@ def _read(bundle: Path) -> dict[str, bytes]:
                 if member.file_size > LARGEST_RECORD:
                     raise BundleError(f"{name} of {bundle} is no record: it has {member.file_size:,} bytes")
                 content = archive.read(member)
-                expected = _name_of(parse_record(content, f"{name} of {bundle}"))
-                if name != expected:
+                record = parse_record(content, f"{name} of {bundle}")
+                expected = _name_of(record)
+                if name != expected or record.name != PurePosixPath(name).stem:
                     raise BundleError(f"{name} of {bundle} is not the run that its config says: {shown(expected)}")
                 if found.setdefault(name, content) != content:
                     raise BundleError(f"{name} is in {bundle} twice, and different")

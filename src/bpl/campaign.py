@@ -2,12 +2,13 @@
 
 A run is done when its record is there, here as in `bpl sweep`. An engine deletes what a job is to make before it starts
 the job, and again when the job fails, so records are never named to it as something to make: a job makes an empty
-marker, and a run that has a record has no job.
+marker, and a run that has a record has no job. Which images there are is found out once, where the graph is made: a job
+that sees others fails.
 """
 
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -35,7 +36,8 @@ class Campaign:
     """The runs of a grid, and the dense runs that they learn or start from.
 
     Attributes:
-        runs: name -> run, those of the grid in its order, then dense runs that only others need.
+        runs: name -> run, those of the grid in its order, then dense runs that only others need; where the grid leaves
+            open whether the images are real (``data: auto``), it is said here.
         wanted: names of the grid's own runs.
         ranks: names in groups of equal worth: one seed of one stage each, the most valuable first.
         records: name -> where the run's record is or will be.
@@ -92,6 +94,9 @@ class Campaign:
                         runs[before] = config
                         rank.append(before)
         records = {name: record_path(run, source(run.dataset, run.data), out) for name, run in runs.items()}
+        for name, run in runs.items():
+            if run.data == "auto":
+                runs[name] = replace(run, data=source(run.dataset, run.data))
         took = Durations()
         for name, path in records.items():
             if path.exists():
@@ -141,6 +146,16 @@ class Campaign:
             if folder is not None:
                 words += [option, str(folder)]
         return f"{shlex.quote(sys.executable)} -m {config.command()} {shlex.join(words)}"
+
+    def check(self, name: str) -> str:
+        """The line of shell that fails, with a sentence, where a run's job has ended and left no record.
+
+        Args:
+            name: the run.
+        """
+        record = shlex.quote(str(self.records[name]))
+        said = f"bpl: no record {self.records[name]} after its run: it went to another folder, or used other images"
+        return f"{{ test -f {record} || {{ echo {shlex.quote(said)}; exit 1; }}; }}"
 
     def gpus(self, name: str) -> int:
         """GPUs of a run: one for the paper's own scale, unless the grid says cpu, and where the grid says cuda.

@@ -20,7 +20,7 @@ from torch import fx, nn
 from torchvision.ops import stochastic_depth
 
 from bpl.ordinary import is_ordinary_conv, is_ordinary_linear, is_ordinary_norm
-from bpl.partner_conv import PartnerConv2d
+from bpl.partner_conv import PartnerConv2d, has_forward_hooks
 
 # Functions f with f(0) = 0, channel by channel: a masked channel stays zero through them.
 _ZERO_ACTIVATION_MODULES = (
@@ -29,7 +29,7 @@ _ZERO_ACTIVATION_MODULES = (
 )  # fmt: skip
 _ZERO_ACTIVATION_CALLS = {
     F.relu, torch.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish, F.hardswish, torch.tanh,
-    "relu", "relu_", "tanh",
+    F.relu_, F.leaky_relu_, F.elu_, "relu", "relu_", "tanh",
 }  # fmt: skip
 _KEEP_ZERO_MODULES = (
     *_ZERO_ACTIVATION_MODULES, nn.Identity, nn.Dropout, nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
@@ -46,9 +46,19 @@ _LOSE_ZERO_MODULES = (nn.Sigmoid, nn.Hardsigmoid, nn.Softplus)
 _LOSE_ZERO_CALLS = {torch.sigmoid, F.sigmoid, F.hardsigmoid, F.softplus, "sigmoid", "sigmoid_"}
 ACTIVATION_MODULES = (*_ZERO_ACTIVATION_MODULES, *_LOSE_ZERO_MODULES)
 ACTIVATION_CALLS = _ZERO_ACTIVATION_CALLS | _LOSE_ZERO_CALLS
-_ADDITIONS = {operator.add, operator.iadd, operator.sub, torch.add, torch.sub, "add", "add_", "sub"}
+_ADDITIONS = {
+    operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub, "add", "add_", "sub", "sub_",
+}  # fmt: skip
 _PRODUCTS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
+_IN_PLACE_OPERATORS = (operator.iadd, operator.isub, operator.imul)
 _SHAPE_QUERIES = {"size", "dim", getattr, len}
+_HARMLESS_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad"}
+# What gives back its input, or another view of it, or may do so: whatever writes into the one writes into the other.
+_SAME_MEMORY_MODULES = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Upsample, nn.ZeroPad2d, nn.Flatten)
+_SAME_MEMORY_CALLS = {
+    F.dropout, F.dropout2d, F.interpolate, F.pad, stochastic_depth, "contiguous", "float", "to", torch.flatten,
+    "flatten", torch.reshape, "reshape", "view", operator.getitem,
+}  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -104,6 +114,16 @@ class _Value:
     rank: int = 4
 
 
+def _recorded(function: Callable) -> Callable:
+    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+class _Proxy(fx.Proxy):
+    """Records ``x += y`` as what it is, where that of torch.fx records ``x = x + y``: other names of x see it too."""
+
+    __iadd__, __isub__, __imul__ = map(_recorded, _IN_PLACE_OPERATORS)
+
+
 class _Tracer(fx.Tracer):
     """Leaves convolutions, normalisations, linear layers (and their subclasses) and partner blocks whole.
 
@@ -114,6 +134,9 @@ class _Tracer(fx.Tracer):
     def __init__(self):
         super().__init__()
         self.closed: dict[str, str] = {}  # name of such a part -> why it cannot be traced
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> object:
         nodes, depth = len(self.graph.nodes), len(self.module_stack)
@@ -145,9 +168,11 @@ class ChannelGraph:
         of_conv: conv name -> the `Channels` it produces.
         sites: conv name -> its `ConvSite`.
         traced: the operations of the forward pass; convolutions, normalisations and linear layers are one each.
+        modules: name -> module of the network.
         calls: name of a normalisation or a module with parameters -> how many times the forward pass uses it or,
             through another module that has the same parameter, its weights.
         closed: name of a module whose own forward pass cannot be traced -> why: it is left as it is.
+        hooked: names of the layers with forward hooks, which may do anything: they are left as they are.
 
     Raises:
         ValueError: the network cannot be traced (its forward branches on data).
@@ -164,21 +189,23 @@ class ChannelGraph:
                 f"({_in_one_line(error)})"
             ) from error
         self.closed = tracer.closed
-        self._modules = dict(model.named_modules())
+        self.modules = dict(model.named_modules())
         self._merged_into: dict[int, Channels] = {}
         self._all: list[Channels] = []
         self._value_of_conv: dict[str, Channels] = {}
         self.sites: dict[str, ConvSite] = {}
         self.calls = self._count_calls()
+        layers = dict.fromkeys(node.target for node in self.traced.nodes if node.op == "call_module")
+        self.hooked = [name for name in layers if has_forward_hooks(self.modules[name])]
         self._walk()
         self.of_conv = {name: self._find(channels) for name, channels in self._value_of_conv.items()}
         self.sets = [channels for channels in self._all if id(channels) not in self._merged_into]
 
     def what_is_closed(self) -> str:
         """The end of an error message that says which parts could not be looked into; empty where there are none."""
-        if not self.closed:
-            return ""
-        return "; " + ", ".join(f"{name!r} cannot be traced ({why})" for name, why in self.closed.items())
+        parts = [f"{name!r} cannot be traced ({why})" for name, why in self.closed.items()]
+        parts += [f"{name!r} has forward hooks" for name in self.hooked]
+        return "; " + ", ".join(parts) if parts else ""
 
     # -- union-find over channel sets -----------------------------------------------------------------------------
     def _new(self, size: int, frozen: str | None = None) -> Channels:
@@ -212,14 +239,17 @@ class ChannelGraph:
     # -- the walk -------------------------------------------------------------------------------------------------
     def _count_calls(self) -> dict[str, int]:
         calls: dict[str, int] = {}
+        names = {id(module): name for name, module in self.modules.items()}
         for node in self.traced.nodes:
-            if node.op == "call_module" and self._belongs_to_one_place(self._modules[node.target]):
-                calls[node.target] = calls.get(node.target, 0) + 1
+            if node.op == "call_module":  # with what is in it: a part that cannot be traced may share a layer
+                for module in self.modules[node.target].modules():
+                    if self._belongs_to_one_place(module):
+                        calls[names[id(module)]] = calls.get(names[id(module)], 0) + 1
             elif node.op == "get_attr":  # a parameter used past its module, or one of the network's own
                 owner = node.target.rpartition(".")[0]
                 calls[owner] = calls.get(owner, 0) + 1
         owners: dict[int, list[str]] = {}
-        for name, module in self._modules.items():
+        for name, module in self.modules.items():
             for parameter in module.parameters(recurse=False):
                 owners.setdefault(id(parameter), []).append(name)
         for name in {name for names in owners.values() if len(names) > 1 for name in names}:
@@ -233,10 +263,17 @@ class ChannelGraph:
 
     def _walk(self) -> None:
         values: dict[fx.Node, _Value] = {}
+        memory: dict[fx.Node, fx.Node] = {}  # -> the node whose memory it may share, itself where its own is new
         for node in self.traced.nodes:
             inputs = [values[n] for n in node.all_input_nodes if n in values]
             value = self._visit(node, inputs, values)
             if value is not None:
+                module = self.modules[node.target] if node.op == "call_module" else None
+                source = next((n for n in node.all_input_nodes if n in values), node)
+                in_place = _is_in_place(node, module)
+                memory[node] = memory[source] if in_place or _may_share_memory(node, module) else node
+                if in_place and not value.zero:  # whoever reads what was overwritten does not read zeros either
+                    values |= {n: replace(v, zero=False) for n, v in values.items() if memory[n] is memory[node]}
                 if node.op == "call_module" and self.calls.get(node.target, 0) > 1:
                     self._freeze([*inputs, value], f"module {node.target!r} is used {self.calls[node.target]} times")
                 values[node] = value
@@ -258,7 +295,7 @@ class ChannelGraph:
         if not inputs:
             return None if node.op != "call_module" else self._unknown(node.target, inputs)
         if node.op == "call_module":
-            return self._module(node, self._modules[node.target], inputs)
+            return self._module(node, self.modules[node.target], inputs)
         return self._call(node, inputs, values)
 
     def _unknown(self, what: str, inputs: list[_Value]) -> _Value:
@@ -278,6 +315,8 @@ class ChannelGraph:
         value = inputs[0]
         if isinstance(module, nn.Conv2d | PartnerConv2d):
             return self._conv(node, module, value)
+        if node.target in self.hooked:
+            return self._unknown(f"{node.target!r}, which has forward hooks,", inputs)
         if isinstance(module, nn.BatchNorm2d):
             return self._norm(node, module, value)
         if isinstance(module, nn.Linear):
@@ -289,6 +328,8 @@ class ChannelGraph:
             return replace(value, rank=2)
         if isinstance(module, nn.PReLU) and module.num_parameters > 1:
             return self._unknown(f"{node.target!r}, with a slope per channel,", inputs)
+        if isinstance(module, nn.Hardtanh) and not module.min_val <= 0 <= module.max_val:
+            return replace(value, zero=False)
         if isinstance(module, _KEEP_ZERO_MODULES):
             step = _first(module.stride) if isinstance(module, _POOL_MODULES) else 1
             return replace(value, stride=value.stride * step)
@@ -298,11 +339,15 @@ class ChannelGraph:
 
     def _call(self, node: fx.Node, inputs: list[_Value], values: dict[fx.Node, _Value]) -> _Value | None:
         what = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+        if node.target is getattr and node.args[1] not in _HARMLESS_ATTRIBUTES:
+            return self._unknown(f"attribute {node.args[1]!r}", inputs)
         if node.target in _SHAPE_QUERIES:
             if self._asks_for_width(node):
                 self._freeze(inputs, "the forward pass computes with its number of channels")
             return None
         first = values.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
+        if "out" in node.kwargs:
+            return self._unknown(f"{what} into a given tensor", inputs)
         if node.target in _ADDITIONS or node.target in _PRODUCTS:
             return self._combine(node, inputs, added=node.target in _ADDITIONS)
         if first is None or len(inputs) > 1:
@@ -321,21 +366,25 @@ class ChannelGraph:
         if node.target == "size" and len(node.args) > 1:
             return node.args[1] in (1, -3) and bool(node.users)
         asked = [user for user in node.users if user.target is operator.getitem and user.users]
-        return any(user.args[1] in (1, -3) for user in asked)
+        return any(_holds_width(user.args[1]) for user in asked)
 
     def _conv(self, node: fx.Node, conv: nn.Conv2d | PartnerConv2d, value: _Value) -> _Value:
         name = node.target
         stride = value.stride * conv.stride[0]
         ordinary = isinstance(conv, PartnerConv2d) or is_ordinary_conv(conv)
+        reason = None if ordinary else f"{name!r} computes its weights from others"
+        if ordinary and name in self.hooked:
+            reason = f"{name!r} has forward hooks, and what they do is not known"
         follower = next(iter(node.users)) if len(node.users) == 1 else None
         norm = None
-        if ordinary and follower is not None and follower.op == "call_module":
-            module = self._modules[follower.target]
-            norm = follower.target if isinstance(module, nn.BatchNorm2d) else None
+        if reason is None and follower is not None and follower.op == "call_module":
+            module = self.modules[follower.target]
+            plain = isinstance(module, nn.BatchNorm2d) and follower.target not in self.hooked
+            norm = follower.target if plain else None
         self.sites[name] = ConvSite(norm, stride)
-        if not ordinary:
-            self._freeze([value], f"{name!r} computes its weights from others")
-            channels = self._new(conv.out_channels, f"{name!r} computes its weights from others")
+        if reason is not None:
+            self._freeze([value], reason)
+            channels = self._new(conv.out_channels, reason)
         elif conv.groups == 1:
             self._read(name, value, conv.in_channels)
             channels = self._new(conv.out_channels)
@@ -384,8 +433,31 @@ class ChannelGraph:
         return _Value(channels, zero, stride, max(one.rank, other.rank))
 
 
+def _is_in_place(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether an operation writes, or may write, its result into its first input; `module` is what it calls."""
+    if module is not None:
+        return bool(getattr(module, "inplace", False))
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if name.endswith("_") or node.target in _IN_PLACE_OPERATORS:
+        return True
+    return bool(node.kwargs.get("inplace")) or any(argument is True for argument in node.args)  # F.relu(x, True)
+
+
+def _may_share_memory(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether an operation's result may be its first input, or a view of it; `module` is what it calls."""
+    return isinstance(module, _SAME_MEMORY_MODULES) if module is not None else node.target in _SAME_MEMORY_CALLS
+
+
 def _in_one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+
+
+def _holds_width(index: object) -> bool:
+    """Whether an index into the shape of a map, (B, C, H, W), takes its number of channels or may take it."""
+    if not isinstance(index, slice):
+        return index in (1, -3)
+    bounds = (index.start, index.stop, index.step)
+    return any(isinstance(bound, fx.Node) for bound in bounds) or 1 in range(4)[index]
 
 
 def _first(number: int | tuple[int, ...]) -> int:

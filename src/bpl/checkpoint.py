@@ -66,8 +66,9 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         for name, piece in zip(names, others, strict=True):
             write_atomic(path.with_name(name), piece)
         write_together(files)
-    except BaseException:
-        _remove(piece for piece in _pieces(path) if piece not in older)  # what the older checkpoints do not name
+    except BaseException:  # Ctrl-C after the files took their names, too: what these name now has to stay
+        in_use = _named(path, path) | _named(previous_of(path), path)
+        _remove(piece for piece in _pieces(path) if piece not in older and piece.name not in in_use)
         raise
     if previous_of(path) not in files:
         with contextlib.suppress(FileNotFoundError, CheckpointError):
@@ -154,6 +155,14 @@ def _listed(listing: bytes, path: Path) -> list[tuple[str, str]]:
     if not all(re.fullmatch(_PIECE_OF.format(re.escape(path.name)), name) for name, _ in pieces):
         raise CheckpointError(f"checkpoint {path} was not written by this library: delete it to start this run anew")
     return pieces
+
+
+def _named(file: Path, path: Path) -> set[str]:
+    """The further pieces that a file names, without a look at them; none where it is missing or cannot be read."""
+    try:
+        return {name for name, _ in _listed(file.read_bytes()[_HEADER:].partition(b"\n")[0], path)}
+    except (OSError, CheckpointError):
+        return set()
 
 
 def delete_checkpoint(path: Path) -> None:

@@ -233,6 +233,8 @@ class Export:
                 )
         if "accuracy" in report:
             print(f"  the run's record says {report['accuracy']['record']:.2f} %")
+        for file in exported.removed:
+            print(f"removed {file}: it was of an earlier export")
         for file in exported.files:
             print(file)
         return 0
@@ -254,13 +256,17 @@ class Predict:
     """Folder of the runs' networks; _build/runs of the checkout where not given."""
 
     def __call__(self) -> int:
-        from bpl.atomic import write_atomic
-        from bpl.predict import classify, find_images, load_classifier, write_table
+        from bpl.atomic import check_target, write_atomic
+        from bpl.predict import check_table, classify, find_images, load_classifier, write_table
 
-        if self.csv is not None and not self.csv.absolute().parent.is_dir():
-            raise ValueError(f"--csv is {self.csv}: its folder does not exist")
+        if self.csv is not None:
+            if not self.csv.absolute().parent.is_dir():
+                raise ValueError(f"--csv is {self.csv}: its folder does not exist")
+            check_target(self.csv)
         classifier = load_classifier(self.model, work=self.work)
         files = find_images(self.images)
+        if self.csv is not None:
+            check_table(self.csv, self.model, classifier, files)
         predictions = classify(classifier, files, self.batch_size)
         if self.csv is None:
             sys.stdout.reconfigure(errors="surrogateescape")  # a file's name may be no text in any encoding
@@ -301,6 +307,7 @@ class Bench:
     def __call__(self) -> int:
         import torch
 
+        from bpl.atomic import check_target
         from bpl.bench import save_survey, survey
 
         if not all(0 < ratio < 1 for ratio in self.ratios) or 0.7 not in self.ratios:
@@ -311,6 +318,7 @@ class Bench:
             raise ValueError(f"--threads is {self.threads}: it must be at least 1")
         if self.out.is_dir():
             raise ValueError(f"{self.out} is a folder: name the JSON file to write")
+        check_target(self.out)  # it takes a minute until there is something to write
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         result = survey(

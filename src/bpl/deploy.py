@@ -1,5 +1,6 @@
 """From the network that a run left to files that run elsewhere: ONNX, checked on images, and an 8-bit version of it."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -24,6 +25,7 @@ from bpl.export import (
     open_session,
     read_description,
 )
+from bpl.predict import check_logits, read_image_size, read_use
 from bpl.quantise import calibration_part, quantise_onnx
 from bpl.records import Record, load_record
 from bpl.shipped import DEMO_FOLDER, Shipped
@@ -155,16 +157,19 @@ class Exported:
         files: what was written, in the order: ONNX, 8-bit ONNX where asked for, weights and description where they
             went to another folder, report.
         report: content of the report: what it was checked on, and what came out.
+        removed: files of an earlier export that were removed, since they are of another network.
     """
 
     files: tuple[Path, ...]
     report: dict[str, Any]
+    removed: tuple[Path, ...] = ()
 
 
 def export(shipped: Shipped, *, out: Path | None = None, int8: bool = False, data: str = "auto") -> Exported:
     """Write a shipped network as ONNX, checked against the PyTorch network, and as 8-bit ONNX where asked for.
 
-    Everything is computed and checked before the first file is written.
+    Everything is computed and checked before the first file is written. Where no 8-bit network is asked for, one that
+    an earlier export left in the folder goes in the same step: nothing would say that it is of another network.
 
     Args:
         shipped: the network and its run's record file.
@@ -176,7 +181,7 @@ def export(shipped: Shipped, *, out: Path | None = None, int8: bool = False, dat
         The files and the report.
 
     Raises:
-        ModelFileError: the network cannot be read.
+        ModelFileError: the network cannot be read, or nobody could classify with what its description says.
         RecordError: the record cannot be used.
         ValueError: it has partners or masked channels, or there are no images to calibrate 8 bits on.
         NotTheSameError: ONNX computes something else.
@@ -185,16 +190,17 @@ def export(shipped: Shipped, *, out: Path | None = None, int8: bool = False, dat
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise ExportError(f"exporting needs {', '.join(missing)}: pip install 'bpl[export]'")
     description = read_description(shipped.weights)
-    if not isinstance(description["arch"], dict):
+    if not isinstance(description.get("arch"), dict):
         raise ModelFileError(
             f"{shipped.weights} names no network of build_model: export it from Python, bpl.export_onnx"
         )
+    image_size = read_image_size(description, shipped.weights)
+    given = read_use(description, shipped.weights, whole=False)
     folder = shipped.weights.parent if out is None else out
-    if folder == DEMO_FOLDER:
+    if folder.resolve() == DEMO_FOLDER.resolve():
         raise ExportError("the demo network lies in the installed library: name another folder to write to with --out")
     network = load_model(shipped.weights).float()
     check_finished(network)
-    image_size = description["arch"]["image_size"]
     record = None if shipped.record is None else load_record(shipped.record)
     images = images_for(record, description, image_size, data)
     if int8 and not images.own:
@@ -202,9 +208,9 @@ def export(shipped: Shipped, *, out: Path | None = None, int8: bool = False, dat
             f"8 bits are calibrated on images of the run's training part, but there are only {images.what}"
         )
 
-    use = describe_use(network, *(description[key] for key in ("classes", "mean", "std")))
-    content = onnx_bytes(network, image_size, use)
     logits = predict(network, images.set, images.split.test)
+    check_logits(logits, given.classes, shipped.weights)
+    content = onnx_bytes(network, image_size, describe_use(network, given.classes, given.mean, given.std))
     onnx_logits = predict(as_callable(content), images.set, images.split.test)
     agreement = compare(logits, onnx_logits)
     if not agreement.exact:
@@ -232,21 +238,24 @@ def export(shipped: Shipped, *, out: Path | None = None, int8: bool = False, dat
             "calibrated_on": f"{len(part)} training images of {images.set.name} ({images.set.source})",
         }
         report["accuracy"]["int8"] = top1(int8_logits, labels)
-    if folder.absolute() != shipped.weights.parent.absolute():
+    if folder.resolve() != shipped.weights.parent.resolve():
         for file in (shipped.weights, shipped.weights.with_suffix(".json")):
             files[file.name] = file.read_bytes()
     files[f"{stem}.export.json"] = json.dumps(report, indent=1).encode()
-    return Exported(_write(folder, files), report)
+    stale = () if int8 else (folder / f"{stem}.int8.onnx",)
+    removed = tuple(file for file in stale if file.exists())
+    return Exported(_write(folder, files, stale), report, removed)
 
 
-def _write(folder: Path, files: dict[str, bytes]) -> tuple[Path, ...]:
-    """Write files into a folder, all or none; a folder that was made for them goes with them."""
-    new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+def _write(folder: Path, files: dict[str, bytes], stale: tuple[Path, ...]) -> tuple[Path, ...]:
+    """Write files into a folder and remove stale ones, all or none; folders that were made for them go with them."""
+    made = [place for place in (folder, *folder.parents) if not place.exists()]  # the innermost first
     try:
-        write_together({folder / name: content for name, content in files.items()})
+        folder.mkdir(parents=True, exist_ok=True)
+        write_together({folder / name: content for name, content in files.items()}, gone=stale)
     except BaseException:
-        if new:
-            folder.rmdir()
+        for place in made:
+            with contextlib.suppress(OSError):
+                place.rmdir()
         raise
     return tuple(folder / name for name in files)

@@ -1,5 +1,7 @@
 """SIGTERM, which schedulers send some seconds before they kill: training stops after its epoch, with a checkpoint.
 
+Where several processes share a run, each takes the signal for itself, and one that was asked stops them all.
+
 A checkpoint is the state between two epochs, so the epoch under way is finished first. Where a scheduler's patience is
 shorter than an epoch, its kill leaves the checkpoint before: the training loop saves one every 20 seconds or so.
 """
@@ -31,7 +33,7 @@ class Ending:
         self._has_trained = False
 
     def watch(self, epoch: int, row: dict[str, float]) -> bool:
-        """What `bpl.run` asks after every epoch: whether to stop.
+        """What `bpl.run` asks after every epoch, in every process that shares the run: whether to stop.
 
         Args:
             epoch: number of epochs done.

@@ -15,6 +15,7 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import nn
 
 from bpl.atomic import write_atomic, write_together
+from bpl.measure import image_channels
 from bpl.models import build_model
 from bpl.norm_act import AfterNorm, take_apart
 from bpl.partner import partner_blocks, replace_module
@@ -376,7 +377,7 @@ def export_onnx(
 
 
 def onnx_bytes(model: nn.Module, image_size: int, use: dict[str, Any] | None = None) -> bytes:
-    """A plain network as an ONNX file's content; input ``images`` (B, 3, H, W), output ``logits`` (B, classes).
+    """A plain network as an ONNX file's content; input ``images`` (B, C, H, W), output ``logits`` (B, classes).
 
     Args:
         model: a network without partners.
@@ -389,7 +390,8 @@ def onnx_bytes(model: nn.Module, image_size: int, use: dict[str, Any] | None = N
     _refuse_unfused(model)
     network = copy.deepcopy(model).eval()
     weight = next(network.parameters())
-    example = torch.zeros(2, 3, image_size, image_size, device=weight.device, dtype=weight.dtype)
+    shape = (2, image_channels(network, image_size), image_size, image_size)
+    example = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
     with warnings.catch_warnings():
         # what the exporter warns of in its own code (older names of its own functions) is no user's business
         warnings.filterwarnings("ignore", module=r"torch\.|onnxscript|onnx_ir|copyreg")

@@ -165,14 +165,15 @@ def config_widths(config: RunConfig, model: nn.Module) -> dict[str, int] | None:
     """The widths that a run's `target` asks for; None where it has none, and the ratio counts.
 
     They are kept in a file among the runs' checkpoints: a run that is resumed, and the other seeds of its row, get the
-    widths that the first one found.
+    widths that the first one found. Where that file holds no widths, those of a counted target are searched again,
+    which finds the same ones; a measured target is refused, since another search would find others.
 
     Args:
         config: the run.
         model: its dense network, without partners.
 
     Raises:
-        ValueError: the target cannot be met.
+        ValueError: the target cannot be met, or the file of a measured target is damaged.
     """
     if config.target is None:
         return None
@@ -187,18 +188,34 @@ def config_widths(config: RunConfig, model: nn.Module) -> dict[str, int] | None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_suffix(".lock"), "w") as lock:  # of two runs at once the second waits for the first
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.exists():
+        widths = _read_widths(path, asked)
+        if widths is None:
             found = widths_for(model, config.target, config.image_size, scope=config.scope, round_to=config.round_to)
             content = {"share": found.share, "widths": found.widths, "asked": asked}
             write_atomic(path, json.dumps(content, indent=1).encode())
-    return _read_widths(path)
+            widths = found.widths
+    return widths
 
 
-def _read_widths(path: Path) -> dict[str, int]:
+def _read_widths(path: Path, asked: dict[str, Any]) -> dict[str, int] | None:
+    """The widths in a file, which may hold anything; None where they are to be searched."""
+    if not path.exists():
+        return None
     try:
-        return json.loads(path.read_text())["widths"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"the widths in {path} cannot be read ({error}): delete the file to search again") from None
+        content = json.loads(path.read_text())
+    except (ValueError, RecursionError):
+        content = None
+    widths = content.get("widths") if isinstance(content, dict) else None
+    if isinstance(widths, dict) and widths and all(_fits(width, name, asked) for name, width in widths.items()):
+        return widths
+    if "machine" in asked:  # which is asked for where time is measured
+        raise ValueError(f"{path} holds no widths of this network: delete the file to measure and search again")
+    return None
+
+
+def _fits(width: Any, name: str, asked: dict[str, Any]) -> bool:
+    filters = asked["layers"].get(f"{name}.weight", [0])[0]
+    return isinstance(width, int) and not isinstance(width, bool) and 1 <= width <= filters
 
 
 def machine() -> dict[str, Any]:

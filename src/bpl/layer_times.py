@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from bpl.channels import ChannelGraph, Channels
+from bpl.measure import image_channels
 
 SECONDS = 0.02  # spent on a layer at one width; at least 5 passes are made
 
@@ -81,6 +82,7 @@ def layers_of(model: nn.Module, image_size: int) -> dict[str, Layer]:
         Name -> layer, in the order of the forward pass.
     """
     shapes = copy.deepcopy(model).to("meta").eval()
+    channels = image_channels(shapes, image_size)
     found: dict[str, Layer] = {}
 
     def look(name: str, module: nn.Module, x: torch.Tensor) -> None:
@@ -96,7 +98,7 @@ def layers_of(model: nn.Module, image_size: int) -> dict[str, Layer]:
     for name, module in shapes.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.register_forward_hook(lambda module, inputs, _, name=name: look(name, module, inputs[0]))
-    shapes(torch.empty(1, 3, image_size, image_size, device="meta", dtype=next(shapes.parameters()).dtype))
+    shapes(torch.empty(1, channels, image_size, image_size, device="meta", dtype=next(shapes.parameters()).dtype))
     return found
 
 

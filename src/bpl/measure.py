@@ -32,11 +32,35 @@ def clock_of(clock: str) -> Callable[[], float]:
     return time.process_time if clock == "processor" else time.perf_counter
 
 
+@torch.no_grad()
+def image_channels(model: nn.Module, image_size: int) -> int:
+    """How many channels the images of a network have.
+
+    Args:
+        model: the network; it is not changed, and nothing is computed.
+        image_size: height and width of the images in pixels.
+
+    Returns:
+        The input channels of its first convolution. Where these are not 3, the network may still take images with 3
+        channels (it rearranges them first, or has a convolution of a head before its stem): if it does, 3.
+    """
+    convs = (module for module in model.modules() if isinstance(module, nn.Conv2d))
+    channels = next((conv.in_channels for conv in convs), 3)
+    if channels != 3:
+        shapes = copy.deepcopy(model).to("meta").eval()
+        dtype = next(shapes.parameters()).dtype
+        try:
+            shapes(torch.empty(1, 3, image_size, image_size, device="meta", dtype=dtype))
+        except Exception:  # whatever a layer raises on images that are not its own
+            return channels
+    return 3
+
+
 def count_macs(model: nn.Module, image_size: int) -> int:
     """Multiply-accumulates of one image's forward pass in convolutions and linear layers.
 
     Args:
-        model: a network for images with 3 channels; it is not changed.
+        model: a network; it is not changed.
         image_size: height and width of the image in pixels.
 
     Returns:
@@ -51,12 +75,13 @@ def macs_of_modules(model: nn.Module, image_size: int) -> dict[str, int]:
     """`count_macs` of every module of a network that has any, by name; "" is the whole network.
 
     Args:
-        model: a network for images with 3 channels; it is not changed.
+        model: a network; it is not changed.
         image_size: height and width of the image in pixels.
     """
     shapes = copy.deepcopy(model).to("meta").eval()
+    channels = image_channels(shapes, image_size)
     with FlopCounterMode(display=False) as counter:
-        shapes(torch.empty(1, 3, image_size, image_size, device="meta", dtype=next(shapes.parameters()).dtype))
+        shapes(torch.empty(1, channels, image_size, image_size, device="meta", dtype=next(shapes.parameters()).dtype))
     counts = counter.get_flop_counts()  # "ResNet.layer1.0.conv1" -> operation -> FLOPs
     macs = {path.partition(".")[2]: sum(of.values()) // 2 for path, of in counts.items()}
     return macs | {"": counter.get_total_flops() // 2}
@@ -112,9 +137,10 @@ def forward_pass(model: nn.Module, image_size: int, backend: str) -> Callable[[i
         raise ValueError(f"unknown backend {backend!r}: allowed are {', '.join(BACKENDS)}")
     network = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
     weight = next(network.parameters())
+    channels = image_channels(network, image_size)
 
     def noise(batch_size: int) -> torch.Tensor:
-        images = torch.randn(batch_size, 3, image_size, image_size, device=weight.device, dtype=weight.dtype)
+        images = torch.randn(batch_size, channels, image_size, image_size, device=weight.device, dtype=weight.dtype)
         return images.to(memory_format=torch.channels_last)
 
     if backend == "onnxruntime":

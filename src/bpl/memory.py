@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bpl.diversity import diversity_loss
+from bpl.measure import image_channels
 from bpl.partner import partner_blocks
 
 
@@ -92,7 +93,7 @@ def step_memory(model: nn.Module, image_size: int, batch_size: int) -> StepMemor
         batch_size: images a step.
     """
     network = copy.deepcopy(model).to("meta").train()
-    images = torch.empty(batch_size, 3, image_size, image_size, device="meta")
+    images = torch.empty(batch_size, image_channels(model, image_size), image_size, image_size, device="meta")
     labels = torch.empty(batch_size, dtype=torch.long, device="meta")
     there = [*network.parameters(), *network.buffers()]
     with LiveBytes([*there, images, labels]) as memory:
@@ -113,7 +114,7 @@ def inference_memory(model: nn.Module, image_size: int, batch_size: int = 1) -> 
         batch_size: images in a pass.
     """
     network = copy.deepcopy(model).to("meta").eval()
-    images = torch.empty(batch_size, 3, image_size, image_size, device="meta")
+    images = torch.empty(batch_size, image_channels(model, image_size), image_size, image_size, device="meta")
     there = [*network.parameters(), *network.buffers()]
     with LiveBytes([*there, images]) as memory:
         network(images)

@@ -49,7 +49,8 @@ def grow_partners(model: nn.Module, kind: str = "same") -> nn.Module:
     A partner is a second convolution of the same shape with its own batch normalisation, whose output is added to the
     original's before the activation. Convolutions with 1 < k < 7 get one, as in the released code; others, and those
     whose output something other than one BatchNorm2d reads (DenseNet's pre-activation order), are left alone. Blocks
-    that have a partner keep it. A normalisation that holds its activation (timm's BatchNormAct2d) is taken apart.
+    that have a partner keep it. So are those with forward hooks, or whose normalisation has any: what a hook changes
+    could not be fused. A normalisation that holds its activation (timm's BatchNormAct2d) is taken apart.
 
     Args:
         model: any network that ``torch.fx`` can trace. It is changed in place.
@@ -105,8 +106,14 @@ def fuse_partners(model: nn.Module) -> nn.Module:
     Returns:
         A new plain network that computes the same in evaluation mode. The fused convolutions have a bias, and an
         `nn.Identity` stands where their batch normalisation was.
+
+    Raises:
+        ValueError: a layer inside a block has forward hooks, which nothing could call after fusing.
     """
     fused = copy.deepcopy(model)
     for name, block in partner_blocks(fused).items():
-        replace_module(fused, name, block.fuse())
+        try:
+            replace_module(fused, name, block.fuse())
+        except ValueError as error:
+            raise ValueError(f"cannot fuse {name!r}: {error}") from None
     return fused

@@ -47,6 +47,11 @@ def fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return kernel, shift if conv.bias is None else shift + conv.bias.double() * scale
 
 
+def has_forward_hooks(module: nn.Module) -> bool:
+    """Whether something that is called before or after a module, or a part of it, may change what it computes."""
+    return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+
+
 class Branch(nn.Module):
     """A summand of a partner block: in evaluation mode one k x k convolution, in training any layers that make one."""
 
@@ -193,13 +198,24 @@ class PartnerConv2d(nn.Module):
 
         Returns:
             A new `nn.Conv2d` (of the original's own class) with the original's stride, padding, dilation and groups.
+            Forward hooks on the block are the convolution's.
+
+        Raises:
+            ValueError: a layer inside the block has forward hooks: after fusing there is no such layer.
         """
+        inside = [name for name, part in self.named_modules() if part is not self and has_forward_hooks(part)]
+        if inside:
+            raise ValueError(
+                f"its layer {inside[-1]!r} has forward hooks, and will be no more: remove them, or hook the block"
+            )
         folded = [branch.kernel_and_bias() for branch in self.branches]
         original = self.branches[0].conv
         conv = copy.deepcopy(original)
         dtype, trained = original.weight.dtype, original.weight.requires_grad
         conv.weight = nn.Parameter(sum(kernel for kernel, _ in folded).detach().to(dtype), requires_grad=trained)
         conv.bias = nn.Parameter(sum(bias for _, bias in folded).detach().to(dtype), requires_grad=trained)
+        for name in [name for name in vars(self) if name.startswith("_forward_")]:  # the hooks, and how to call them
+            setattr(conv, name, copy.copy(getattr(self, name)))
         return conv
 
     def reparameterize(self) -> None:

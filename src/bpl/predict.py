@@ -1,7 +1,9 @@
 """Classify image files with a network that was shipped: the pixels are decoded as they were for its training."""
 
 import csv
+import os
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bpl.data import DataError, normalise
-from bpl.data.folders import SUFFIXES, decode
+from bpl.data.folders import DECODED_SUFFIXES, decode
 from bpl.export import FORMAT, ModelFileError, load_model, open_session, parse_description, read_description
 from bpl.names import is_plain
 from bpl.records import RecordError
@@ -59,10 +61,7 @@ class Classifier:
             ModelFileError: the logits are not finite, or not as many as there are class names.
         """
         logits = self.network(normalise(pixels, self.mean, self.std)).double()
-        if logits.shape != (len(pixels), len(self.classes)):
-            raise ModelFileError(f"{self.source} gives {logits.shape[1]} logits for {len(self.classes)} classes")
-        if not logits.isfinite().all():
-            raise ModelFileError(f"{self.source} gives logits that are not finite: its weights are damaged")
+        check_logits(logits, self.classes, self.source)
         return logits.softmax(1)
 
 
@@ -84,10 +83,6 @@ def load_classifier(model: str | Path, *, work: Path | None = None) -> Classifie
     try:
         classifier = _from_onnx(Path(model)) if Path(model).suffix == ".onnx" else _from_weights(model, work)
         size = classifier.image_size
-        if not 1 <= size <= LARGEST_IMAGE:
-            raise ModelFileError(
-                f"{classifier.source} takes images of {shown(size)} pixels: allowed are 1 to {LARGEST_IMAGE}"
-            )
         # One grey image now, so that a network that does not fit its description says so before a line is written.
         classifier.probabilities(torch.full((1, 3, size, size), 128, dtype=torch.uint8))
     except (ModelFileError, RecordError):
@@ -102,44 +97,108 @@ def _from_weights(model: str | Path, work: Path | None) -> Classifier:
     """A classifier from safetensors and their description, run by PyTorch."""
     weights = find_shipped(model, work=work).weights
     description = read_description(weights)
-    image_size = _image_size(description, weights)
+    use = read_use(description, weights)
+    image_size = read_image_size(description, weights)
     network = load_model(weights).float()
 
     @torch.inference_mode()
     def run(images: Tensor) -> Tensor:
         return network(images)
 
-    return Classifier(weights, *_use(description, weights), image_size, run)
+    return Classifier(weights, use.classes, use.mean, use.std, image_size, run)
 
 
-def _image_size(description: dict[str, Any], source: Path) -> int:
-    arch = description.get("arch")
-    size = arch.get("image_size") if isinstance(arch, dict) else None
-    if isinstance(size, bool) or not isinstance(size, int):
-        raise ModelFileError(f"{source} names no network of build_model: export it as ONNX from Python, and use that")
-    return size
+# -- what a description must hold, whether images are classified with it or an export is made of it -----------------
+@dataclass(frozen=True)
+class Use:
+    """What is needed to classify with a network; None for what its description leaves open.
+
+    Attributes:
+        classes: class names, in the order of the logits.
+        mean: per-channel mean of the training images, 0..1.
+        std: per-channel standard deviation of the training images, 0..1.
+    """
+
+    classes: tuple[str, ...] | None
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
 
 
-def _use(description: dict[str, Any], source: Path) -> tuple[tuple[str, ...], tuple[float, ...], tuple[float, ...]]:
-    """Classes, mean and deviation from a description, which may hold anything."""
+def read_use(description: dict[str, Any], source: Path, *, whole: bool = True) -> Use:
+    """Classes, mean and deviation from a description, which may hold anything.
+
+    Args:
+        description: the model's, as `bpl.export.read_description` gives it.
+        source: the file it is of, for messages.
+        whole: refuse a description that leaves something open, as `bpl.save_model` may; what it does hold is checked
+            either way.
+
+    Returns:
+        What it holds.
+
+    Raises:
+        ModelFileError: something is lacking or cannot be.
+    """
 
     def has(key: str, kind: type | tuple[type, ...]) -> bool:
         values = description.get(key)
         return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
-    if not (has("classes", str) and description["classes"]):
+    classes = description.get("classes")
+    if (whole or classes is not None) and not (has("classes", str) and classes):
         raise ModelFileError(f"{source} does not name its classes: save it with classes, mean and std")
-    for name in description["classes"]:
+    for name in classes or ():
         if not is_plain(name):
             raise ModelFileError(f"{source} has a class {shown(name)}: a name must be one line of text")
     for key, least in (("mean", -LARGEST_STATISTIC), ("std", 0)):
         values = description.get(key)
+        if values is None and not whole:
+            continue
         numbers = has(key, (int, float)) and len(values) == 3
         if not numbers or not all(least < value < LARGEST_STATISTIC for value in values):
             raise ModelFileError(
                 f"{source} has {key} {shown(values)}: three numbers are needed, save it with mean and std"
             )
-    return tuple(description["classes"]), tuple(description["mean"]), tuple(description["std"])
+    return Use(*(None if (v := description.get(key)) is None else tuple(v) for key in ("classes", "mean", "std")))
+
+
+def read_image_size(description: dict[str, Any], source: Path) -> int:
+    """Height and width of a network's images in pixels, from its description, which may hold anything.
+
+    Args:
+        description: the model's.
+        source: the file it is of, for messages.
+
+    Raises:
+        ModelFileError: it names no network of `build_model`, or a size that cannot be.
+    """
+    arch = description.get("arch")
+    if not isinstance(arch, dict):
+        raise ModelFileError(f"{source} names no network of build_model: export it as ONNX from Python, and use that")
+    return _possible_size(arch.get("image_size"), source)
+
+
+def _possible_size(size: Any, source: Path) -> int:
+    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= LARGEST_IMAGE:
+        raise ModelFileError(f"{source} takes images of {shown(size)} pixels: allowed are 1 to {LARGEST_IMAGE}")
+    return size
+
+
+def check_logits(logits: Tensor, classes: Sequence[str] | None, source: Path) -> None:
+    """Refuse logits that no prediction can be made from.
+
+    Args:
+        logits: (B, classes).
+        classes: class names; None where they are not known.
+        source: the network's file, for messages.
+
+    Raises:
+        ModelFileError: they are not finite, or not as many as there are class names.
+    """
+    if logits.dim() != 2 or (classes is not None and logits.shape[1] != len(classes)):
+        raise ModelFileError(f"{source} gives {logits.shape[-1]} logits for {len(classes or ())} classes")
+    if not logits.isfinite().all():
+        raise ModelFileError(f"{source} gives logits that are not finite: its weights are damaged")
 
 
 def _from_onnx(path: Path) -> Classifier:
@@ -152,7 +211,7 @@ def _from_onnx(path: Path) -> Classifier:
     metadata = session.get_modelmeta().custom_metadata_map
     if FORMAT not in metadata:
         raise ModelFileError(f"{path} has no metadata {FORMAT!r}: it was not written by this library")
-    use = _use(parse_description(metadata[FORMAT], path), path)
+    use = read_use(parse_description(metadata[FORMAT], path), path)
     inputs, outputs = session.get_inputs(), session.get_outputs()
     shape = inputs[0].shape
     if len(inputs) != 1 or len(shape) != 4 or shape[1] != 3 or not isinstance(shape[3], int) or shape[2] != shape[3]:
@@ -161,7 +220,7 @@ def _from_onnx(path: Path) -> Classifier:
     def run(images: Tensor) -> Tensor:
         return torch.from_numpy(session.run([outputs[0].name], {inputs[0].name: images.numpy()})[0])
 
-    return Classifier(path, *use, shape[3], run)
+    return Classifier(path, use.classes, use.mean, use.std, _possible_size(shape[3], path), run)
 
 
 # -- files --------------------------------------------------------------------------------------------------------
@@ -169,34 +228,74 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     """The image files that a user means.
 
     Args:
-        paths: files, taken whatever they are called, and folders, searched with all that is below them for files with
-            an image's suffix; hidden ones are passed over.
+        paths: files, taken whatever they are called, and folders, searched with all that is below them, through links
+            too, for files with a suffix of a format that is decoded; hidden ones are passed over.
 
     Returns:
-        The files, those of a folder sorted by their path, each once.
+        The files, those of a folder sorted by their path, each once; links that lead nowhere are among them, since
+        nobody can tell what is missing there.
 
     Raises:
         ValueError: no path, one that is not there, or a folder without images.
+        OSError: a folder cannot be searched.
     """
     found: dict[Path, None] = {}
     if not (paths := [Path(path) for path in paths]):
         raise ValueError("no image was named: give files, or folders that hold some")
     for path in paths:
+        name = shown(str(path))
         if path.is_dir():
-            below = [file for file in sorted(path.rglob("*")) if _is_image(file.relative_to(path)) and file.is_file()]
-            if not below:
-                raise ValueError(f"folder {path} holds no images: {', '.join(sorted(SUFFIXES))} files are looked for")
+            if not (below := sorted(_images_below(path))):
+                wanted = ", ".join(sorted(DECODED_SUFFIXES))
+                raise ValueError(f"folder {name} holds no images: {wanted} files are looked for")
             found |= dict.fromkeys(below)
         elif path.is_file():
             found[path] = None
         else:
-            raise ValueError(f"{path} is neither a file nor a folder")
+            raise ValueError(f"{name} is neither a file nor a folder")
     return list(found)
 
 
-def _is_image(relative: Path) -> bool:
-    hidden = any(part.startswith((".", "__MACOSX")) for part in relative.parts)
-    return relative.suffix.lower() in SUFFIXES and not hidden
+def _images_below(top: Path) -> Iterator[Path]:
+    """The visible images in a folder and all folders below, each folder once: links may lead to it twice or round."""
+    waiting, linked, seen = deque([top]), deque(), set()
+    while waiting or linked:
+        folder = (waiting or linked).popleft()  # links last: what has a path of its own in the tree is called by it
+        status = folder.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for entry in sorted(folder.iterdir()):
+            if entry.name.startswith((".", "__MACOSX")):
+                continue
+            if entry.is_dir():
+                (linked if entry.is_symlink() else waiting).append(entry)
+            elif _leads_nowhere(entry) or (entry.suffix.lower() in DECODED_SUFFIXES and entry.is_file()):
+                yield entry
+
+
+def _leads_nowhere(path: Path) -> bool:
+    return path.is_symlink() and not os.path.exists(path)
+
+
+def check_table(table: Path, model: str | Path, classifier: Classifier, images: Iterable[Path]) -> None:
+    """Refuse to write a table over what it is made from.
+
+    Args:
+        table: the file to write.
+        model: how the network was named.
+        classifier: the network.
+        images: the files to classify.
+
+    Raises:
+        ValueError: the table is one of the images or of the network's files, by whatever path.
+    """
+    if not os.path.exists(table):
+        return
+    network = (Path(model), *(classifier.source.with_suffix(end) for end in (".safetensors", ".json", ".onnx")))
+    for what, files in (("a file of the network", (classifier.source, *network)), ("an image to classify", images)):
+        if any(os.path.exists(file) and os.path.samefile(file, table) for file in files):
+            raise ValueError(f"--csv is {shown(str(table))}: that is {what}, and a table would destroy it")
 
 
 @dataclass(frozen=True)
@@ -234,6 +333,8 @@ def classify(classifier: Classifier, files: Sequence[Path], batch_size: int = 64
         raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
 
     def read(file: Path) -> np.ndarray | str:
+        if _leads_nowhere(file):
+            return f"link {shown(str(file))} leads nowhere"
         try:
             return decode(file, classifier.image_size)
         except DataError as error:

@@ -149,6 +149,37 @@ def decide(what: Callable[[], Value]) -> Value:
     return value
 
 
+def any_says(what: Callable[[], bool]) -> bool:
+    """Ask something in every process; all of them call this at the same point.
+
+    Args:
+        what: the question.
+
+    Returns:
+        Whether the answer is True in any process; the same in all of them.
+
+    Raises:
+        Exception: what `what` raised in the first process that raised anything, in every process.
+    """
+    if count() == 1:
+        return what()
+    try:
+        mine = (bool(what()), None)
+    except Exception as error:  # whatever it is: the others must not wait for an answer that does not come
+        mine = (False, error)
+    everyones: list[Any] = [None] * count()
+    dist.all_gather_object(everyones, mine)
+    for _, error in everyones:
+        if error is not None:
+            raise error
+    return any(answer for answer, _ in everyones)
+
+
+def meet() -> None:
+    """Wait until all processes are here."""
+    decide(lambda: None)
+
+
 def add_up(tensor: Tensor) -> Tensor:
     """The sum of a tensor over the processes, in every one of them; on its device, in place."""
     if count() > 1:

@@ -7,6 +7,7 @@ version, is an error that names the file.
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,18 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 _TABLES = ("config", "data", "accuracy", "curves", "cost", "equivalence", "widths", "environment")
+_NUMBERS = (  # that tables are made of
+    ("accuracy", "test"),
+    ("cost", "macs"),
+    ("cost", "params"),
+    ("cost", "dense_macs"),
+    ("cost", "dense_params"),
+    ("cost", "training_macs"),
+    ("cost", "latency", "median_ms"),
+    ("cost", "dense_latency", "median_ms"),
+    ("seconds",),
+)
+_DIVISORS = ("dense_macs", "dense_params")
 
 
 class RecordError(ValueError):
@@ -115,13 +128,18 @@ def load_record(path: Path) -> Record:
         The record.
 
     Raises:
-        RecordError: unreadable, not JSON, of another schema version, unfinished, or with missing or unknown keys.
+        RecordError: unreadable, not JSON, of another schema version, unfinished, with missing or unknown keys, without
+            a number that tables need, or not of the run that its file is named after.
     """
+    path = Path(path)
     try:
-        content = Path(path).read_bytes()
+        content = path.read_bytes()
     except OSError as error:
         raise RecordError(f"record {path} cannot be read: {error}") from error
-    return parse_record(content, str(path))
+    record = parse_record(content, str(path))
+    if record.name != path.stem:
+        raise RecordError(f"record {path} is of the run {shown(record.name)}: its file must be named so")
+    return record
 
 
 def parse_record(content: bytes, where: str) -> Record:
@@ -135,7 +153,8 @@ def parse_record(content: bytes, where: str) -> Record:
         The record.
 
     Raises:
-        RecordError: not JSON, of another schema version, unfinished, or with missing or unknown keys.
+        RecordError: not JSON, of another schema version, unfinished, with missing or unknown keys, or without a number
+            that tables need.
     """
     try:
         values = json.loads(content)
@@ -155,7 +174,66 @@ def parse_record(content: bytes, where: str) -> Record:
     for key in _TABLES:
         if not isinstance(values[key], dict):
             raise RecordError(f"record {where} has {key} {shown(values[key])}: it must be a mapping")
+    _check_values(values, where)
     return Record(**values)
+
+
+def _check_values(values: dict[str, Any], where: str) -> None:
+    """Refuse what no table could be made of, before it counts as a finished run."""
+
+    def refuse(name: str, value: Any, must: str) -> None:
+        raise RecordError(f"record {where} has {name} {shown(value)}: it must be {must}")
+
+    if not isinstance(values["name"], str):
+        refuse("name", values["name"], "a text")
+    if not isinstance(source := values["data"].get("source"), str):
+        refuse("data.source", source, "a text")
+    for keys in _NUMBERS:
+        value: Any = values
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is None:
+            raise RecordError(f"record {where} lacks a number of its table row: {'.'.join(keys)}")
+        if not _is_finite(value):
+            refuse(".".join(keys), value, "a finite number")
+    for key in _DIVISORS:
+        if values["cost"][key] <= 0:
+            refuse(f"cost.{key}", values["cost"][key], "greater than 0")
+    for rule, value in values["accuracy"].items():
+        if value is not None and not _is_finite(value):
+            refuse(f"accuracy.{rule}", value, "a finite number")
+    for name, curve in values["curves"].items():
+        if not isinstance(curve, list):
+            refuse(f"curves.{name}", curve, "a list")
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond all that float can hold
+        return False
+
+
+def check_images(record: Record, path: Path, digest: str) -> None:
+    """Refuse a record that was made from other images than those at hand.
+
+    Names and paths do not tell them apart: a relative path means another folder elsewhere, and images are exchanged.
+
+    Args:
+        record: the record of a run.
+        path: its file.
+        digest: of the images at hand (`bpl.data.ImageSet`).
+
+    Raises:
+        RecordError: the record is of other images.
+    """
+    of = record.data.get("digest")
+    if of != digest:
+        said = shown(of[:12] if isinstance(of, str) else of)
+        raise RecordError(
+            f"record {path} was made from other images (digest {said}) than those at hand ({shown(digest[:12])}): "
+            "bpl run with --repeat makes it anew and replaces it, another --out and --work keep it"
+        )
 
 
 def iterate_records(folder: Path | None = None) -> Iterator[tuple[Path, Record]]:

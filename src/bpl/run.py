@@ -2,11 +2,13 @@
 
 import dataclasses
 import fcntl
+import itertools
+import math
 import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,15 +22,16 @@ from bpl.checkpoint import delete_checkpoint
 from bpl.config import RunConfig
 from bpl.data import ImageSet, Split, load_images, make_split
 from bpl.exit_codes import TRY_AGAIN
-from bpl.export import load_model, save_model
+from bpl.export import load_model, read_description, save_model
 from bpl.measure import count_macs, count_params, measure_latency
 from bpl.models import build_model
 from bpl.paths import work_folder
-from bpl.records import Record, load_record, record_path, save_record, source_digest
+from bpl.records import Record, RecordError, check_images, load_record, record_path, save_record, source_digest
 from bpl.runlog import logged
 from bpl.train import Start, Stopped, Trained, Watch, predict, pretraining_of, top1, train
 
 LOOKS = 3  # at a run's lock before it counts as held: `is_held` holds it too, for an instant
+WAIT = 1.0  # seconds between two looks at the lock of a run that is waited for
 LATENCY_BATCH = 1  # images; latency at other batch sizes is the latency notebook's subject
 
 
@@ -55,7 +58,8 @@ def run(
         config: the run.
         folder: the results folder; None for the checkout's ``data/results``.
         work: folder for checkpoints and shipped networks; None for ``_build/runs``.
-        repeat: run again, and replace the record, even if there is one.
+        repeat: run again, and replace the record, even if there is one. A repetition that was interrupted goes on where
+            it is asked for again, with the same code and the same images; else it starts from the first epoch.
         progress: show a progress bar on standard error.
         watch: as of `bpl.train.train`; also asked while another process is waited for.
         beside: how many runs share the machine, this one included: recorded, since it bears on the times recorded.
@@ -75,21 +79,32 @@ def run(
         images = load_images(config.dataset, config.image_size, config.data, progress and processes.rank() == 0)
     path = record_path(config, images.source, folder)
 
+    place = (work or work_folder()) / path.stem
+    checkpoint, repeating = place / "checkpoint.pt", place / "repeating"
+
     def recorded() -> Record | None:
-        return load_record(path) if path.exists() and not repeat else None
+        return _record_of(path, images) if path.exists() and not repeat else None
+
+    def tidy() -> bool:
+        """Remove the checkpoint that a kill left after the record was written."""
+        if _is_left_over(checkpoint, path) and not repeating.exists():
+            delete_checkpoint(checkpoint)
+        return True
 
     if (record := processes.decide(recorded)) is not None:
+        if processes.decide(lambda: _is_left_over(checkpoint, path)):
+            with suppress(RunBusy, OSError), only_here(place):
+                processes.decide(tidy)
         return record
     split = make_split(images, config.split, config.seed)
-    place = (work or work_folder()) / path.stem
-    checkpoint = place / "checkpoint.pt"
-    with only_here(place, wait):
+    with only_here(place, wait, watch):
         if (record := processes.decide(recorded)) is not None:  # finished by another process meanwhile
+            processes.decide(tidy)
             return record
         processes.decide(lambda: check_writable(path.parent))  # now: what is wrong must not come out after hours
         with logged(place, config) as log:
             if repeat:
-                processes.decide(lambda: delete_checkpoint(checkpoint))
+                processes.decide(lambda: _begin_again(checkpoint, repeating, images))
             where = {"folder": folder, "work": work, "progress": progress, "watch": watch, "beside": beside}
 
             def dense() -> nn.Module:
@@ -121,14 +136,41 @@ def run(
                 _save_shipped(trained, images, place)
                 with folder_held(path.parent):
                     if path.exists() and not repeat:  # recorded meanwhile from another work folder: another lock
-                        record = load_record(path)
+                        record = _record_of(path, images)
                     else:
                         save_record(record, path)
+                repeating.unlink(missing_ok=True)
                 delete_checkpoint(checkpoint)
                 log.write("finished", test=record.accuracy["test"], seconds=record.seconds, record=path.name)
                 return record
 
             return processes.decide(finish)
+
+
+def _record_of(path: Path, images: ImageSet) -> Record:
+    """A record of a run on these images; refused where it is of others."""
+    record = load_record(path)
+    check_images(record, path, images.digest)
+    return record
+
+
+def _is_left_over(checkpoint: Path, record: Path) -> bool:
+    """Whether a checkpoint is of a run that has shipped its network and was recorded after it was saved."""
+    try:
+        shipped = checkpoint.with_name("model.json").exists()
+        return shipped and checkpoint.stat().st_mtime_ns <= record.stat().st_mtime_ns
+    except FileNotFoundError:
+        return False
+
+
+def _begin_again(checkpoint: Path, repeating: Path, images: ImageSet) -> None:
+    """Start a repetition from its first epoch, unless its own checkpoint is there: what `repeating` says it is of."""
+    begun = f"{source_digest()} {images.digest}\n"
+    with suppress(FileNotFoundError, UnicodeDecodeError):
+        if repeating.read_text() == begun:
+            return
+    delete_checkpoint(checkpoint)
+    repeating.write_text(begun)
 
 
 def dense_network(config: RunConfig, images: ImageSet, split: Split, **where: Any) -> nn.Module:
@@ -198,11 +240,13 @@ def network_of(
 
     Raises:
         Stopped: `watch` said so.
+        ValueError: the record or the network that is there is of other images.
     """
     where = {"folder": folder, "work": work, "progress": progress, "watch": watch, "beside": beside}
     place = (work or work_folder()) / dense.run_name(images.source)
     shipped = place / "model.json"  # written after the weights: where it is, both are whole
     recorded = record_path(dense, images.source, folder)
+    processes.decide(lambda: _check_network(shipped, recorded, images))
     while not processes.decide(shipped.exists):
         try:
             if not processes.decide(recorded.exists):
@@ -224,6 +268,28 @@ def network_of(
     return load_model(shipped)
 
 
+def _check_network(shipped: Path, recorded: Path, images: ImageSet) -> None:
+    """Refuse the record and the network of a dense run where they are of other images; each may not be there yet.
+
+    The network's own files do not say which images it is of, but their mean and spread.
+    """
+    if recorded.exists():
+        _record_of(recorded, images)
+    if not shipped.exists():
+        return
+    said, here = read_description(shipped), {"mean": images.mean, "std": images.std}
+    for name, values in here.items():
+        try:
+            same = all(math.isclose(a, b, abs_tol=1e-5) for a, b in zip(said[name], values, strict=True))
+        except (KeyError, TypeError, ValueError):
+            same = False
+        if not same:
+            raise RecordError(
+                f"network {shipped.parent} was trained on other images than those at hand: delete that folder to have "
+                "it trained anew, or use another --work"
+            )
+
+
 def _save_shipped(trained: Trained, images: ImageSet, place: Path) -> None:
     save_model(trained.small, place / "model.safetensors", classes=images.classes, mean=images.mean, std=images.std)
 
@@ -235,34 +301,41 @@ class RunBusy(ValueError):
 
 
 @contextmanager
-def only_here(place: Path, wait: bool = False) -> Iterator[None]:
+def only_here(place: Path, wait: bool = False, watch: Watch | None = None) -> Iterator[None]:
     """Hold a run's folder against other processes; the operating system lets go of it however this one ends.
 
     Args:
         place: the run's folder; it is made.
         wait: where another process holds it, wait until it lets go.
+        watch: asked while it waits, as of `bpl.train.train` for epoch 0.
 
     Raises:
         RunBusy: another process holds it.
+        Stopped: `watch` said so.
     """
     with ExitStack() as held:
-        processes.decide(lambda: held.enter_context(_locked(place, wait)))
+        processes.decide(lambda: held.enter_context(_locked(place, wait, watch)))
         yield
 
 
 @contextmanager
-def _locked(place: Path, wait: bool) -> Iterator[None]:
+def _locked(place: Path, wait: bool, watch: Watch | None) -> Iterator[None]:
     """`only_here` of one process: the first one holds the folder for all that share a run."""
     place.mkdir(parents=True, exist_ok=True)
     with open(place / "lock", "w") as file:
-        for attempt in range(LOOKS):
+        for attempt in itertools.count(1):
             try:
-                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if attempt == LOOKS - 1:
+                if attempt < LOOKS:
+                    time.sleep(0.05)
+                elif not wait:
                     raise RunBusy(f"run {place.name} is under way in another process") from None
-                time.sleep(0.05)
+                elif watch is not None and watch(0, {}):
+                    raise Stopped("stopped while another process is at work on this run") from None
+                else:
+                    time.sleep(WAIT)
         yield
 
 

@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -23,6 +24,8 @@ from bpl.processes import rank
 from bpl.train import Stopped
 
 LIMIT = 256 << 10  # bytes; some 1,000 epochs. Then the file becomes log.1.jsonl in place of the one before
+LONGEST_TRACEBACK = 8 << 10  # characters, the last ones
+MOST_EPOCHS = 10**9  # that are believed
 RECENT = 5  # epochs that the time left is reckoned from: a network that was slimmed is faster than it was
 
 
@@ -97,12 +100,13 @@ def logged(place: Path, config: RunConfig) -> Iterator[RunLog]:
         log.write("stopped", cause="interrupted" if isinstance(end, KeyboardInterrupt) else "ended by SIGTERM")
         raise
     except BaseException as error:
-        log.write("failed", cause=one_line(error), error=type(error).__name__)
+        where = "".join(traceback.format_exception(error))[-LONGEST_TRACEBACK:]
+        log.write("failed", cause=one_line(error), error=type(error).__name__, traceback=where)
         raise
 
 
 def read_log(place: Path) -> list[dict[str, Any]]:
-    """The events of a run, oldest first; without lines that a kill left torn.
+    """The events of a run, oldest first; without lines that are torn or hold what is never written.
 
     Args:
         place: the run's work folder.
@@ -111,11 +115,23 @@ def read_log(place: Path) -> list[dict[str, Any]]:
     for name in ("log.1.jsonl", "log.jsonl"):
         with contextlib.suppress(OSError):
             for line in (place / name).read_bytes().splitlines():
-                with contextlib.suppress(ValueError):
+                with contextlib.suppress(ValueError, RecursionError):
                     event = json.loads(line)
-                    if isinstance(event, dict) and "event" in event:
+                    if _is_event(event):
                         events.append(event)
     return events
+
+
+def _is_event(event: Any) -> bool:
+    """Whether what is reckoned with and shown of an event is of the kind that it is written with."""
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+        return False
+    if not isinstance(event.get("cause", ""), str):
+        return False
+    counts, left = (event.get("epoch", 0), event.get("epochs", 0)), event.get("seconds_left")
+    if not all(type(count) is int and 0 <= count <= MOST_EPOCHS for count in counts):
+        return False
+    return left is None or (type(left) in (int, float) and 0 <= left < math.inf)
 
 
 def _plain(value: Any) -> Any:

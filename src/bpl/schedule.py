@@ -27,4 +27,16 @@ def released(step: int, steps: int, highest: float) -> float:
     return highest * (1.0 if step < steps // 2 else 0.1 if step < 3 * steps // 4 else 0.01)
 
 
+def steps_an_epoch(images: int, batch_size: int) -> int:
+    """Optimiser steps in one pass over the training part.
+
+    A last, smaller batch is dropped, since batch normalisation cannot do with one image; it stays where it is the only.
+
+    Args:
+        images: number of training images.
+        batch_size: images a step.
+    """
+    return max(1, images // batch_size)
+
+
 SCHEDULES = {"one-cycle": one_cycle, "released": released}

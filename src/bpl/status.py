@@ -21,6 +21,7 @@ from bpl.sweep import load_grid
 
 STATES = ("done", "running", "failed", "left")
 SHOWN = 10  # runs of the grid that are left; the others are counted
+LONGEST = 300  # characters of a cause
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def _unfinished(place: Path, expected: float | None, epochs: int | None) -> RunS
     cause = None
     if events:
         cause = end.get("cause") if end["event"] == "stopped" else "its process ended without a word"
-    share = 1 - epoch / epochs if epoch and epochs else 1
+    share = max(0.0, 1 - epoch / epochs) if epoch and epochs else 1
     return RunStatus(place.name, "left", epoch, epochs, None if expected is None else expected * share, cause=cause)
 
 
@@ -184,11 +185,11 @@ def as_table(status: Status) -> str:
     lines = [f"{status.of}: {len(status.runs)} runs: {counts}{about}"]
     for state in STATES[1:]:
         runs = [run for run in status.runs if run.state == state]
-        shown = runs if state != "left" else runs[:SHOWN]
-        width = max((len(run.name) for run in shown), default=0)
-        lines += [f"  {state:8}{run.name:{width}}  {_said(run)}".rstrip() for run in shown]
-        if len(runs) > len(shown):
-            lines.append(f"  {state:8}and {len(runs) - len(shown):,} more")
+        some = [(_printable(run.name), run) for run in (runs if state != "left" else runs[:SHOWN])]
+        width = max((len(name) for name, _ in some), default=0)
+        lines += [f"  {state:8}{name:{width}}  {_said(run)}".rstrip() for name, run in some]
+        if len(runs) > len(some):
+            lines.append(f"  {state:8}and {len(runs) - len(some):,} more")
     return "\n".join(lines)
 
 
@@ -196,4 +197,10 @@ def _said(run: RunStatus) -> str:
     """The rest of a run's line."""
     epochs = f"epoch {run.epoch or 0} of {run.epochs}" if run.epochs and (run.epoch or run.state == "running") else None
     about = f"about {in_words(run.seconds_left)}" if run.seconds_left and run.state != "failed" else None
-    return ", ".join(filter(None, (epochs, about, run.cause)))
+    return ", ".join(filter(None, (epochs, about, run.cause and _printable(run.cause))))
+
+
+def _printable(text: str) -> str:
+    """A text as one line that a terminal only shows: without control characters, and cut where it is long."""
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."

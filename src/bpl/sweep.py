@@ -33,7 +33,7 @@ from bpl.ending import on_sigterm
 from bpl.exit_codes import one_line
 from bpl.grid_file import GridError, read_grid_file
 from bpl.jobs import ProcessDied, Report, side_by_side
-from bpl.records import load_record, record_path
+from bpl.records import check_images, load_record, record_path
 from bpl.run import RunBusy, run
 from bpl.shown import shown
 from bpl.train import Stopped
@@ -131,11 +131,13 @@ class Outcome:
         kind: "ran", "busy", "failed", "stopped" (the time budget is over) or "ended" (by SIGTERM).
         said: test accuracy, or why not.
         seconds: wall time.
+        ended: SIGTERM has arrived, whatever came of the run: no other is to be started.
     """
 
     kind: str
     said: str
     seconds: float = 0.0
+    ended: bool = False
 
 
 def sweep(
@@ -166,7 +168,8 @@ def sweep(
         What was done, and what is left.
 
     Raises:
-        ValueError: fewer than one job, a record that is there and broken, or images that cannot be used.
+        ValueError: fewer than one job, a record that is there and broken or of other images, or images that cannot be
+            used.
     """
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}: it must be at least 1")
@@ -218,9 +221,9 @@ def sweep(
                     result.failed[path.stem] = outcome.said
                 elif outcome.kind in ("stopped", "ended"):
                     result.left.append(config)
-                    result.ended = outcome.kind == "ended" and jobs == 1  # the signal was for this process
                 else:
                     busy.append(path)
+                result.ended |= outcome.ended and jobs == 1  # the signal was for this process
                 bar.update()
                 if outcome.kind != "ran":
                     _say(f"{_WORDS[outcome.kind]} {path.stem}: {outcome.said}")
@@ -229,6 +232,8 @@ def sweep(
                     _say(f"{number}/{len(lacking)} {path.stem}: test {outcome.said} %{rest}")
                 if bundle is not None and outcome.kind == "ran":
                     write_bundle(bundle, folder)
+    if bundle is not None:
+        write_bundle(bundle, folder)  # with what others have recorded meanwhile
     recorded = sum(path.exists() for path in busy)  # by now, by the process that was at work on it
     result.done, result.busy = result.done + recorded, len(busy) - recorded
     estimate = took.of_all(result.left)
@@ -253,18 +258,22 @@ def _lacking(
 
     By path, so that two spellings of one run are run once. The images are decoded here, before any run asks for them.
     """
-    sources: dict[tuple, str] = {}
+    found: dict[tuple, tuple[str, str]] = {}
     lacking: dict[Path, RunConfig] = {}
     took = Durations()
     for config in configs:
         for size in (config.stored_size, config.image_size):
             key = (config.dataset, size, config.data)
-            if key not in sources:
-                sources[key] = load_images(*key, progress).source
-        path = record_path(config, sources[key], folder)
+            if key not in found:
+                images = load_images(*key, progress)
+                found[key] = images.source, images.digest
+        source, digest = found[key]
+        path = record_path(config, source, folder)
         if path.exists():
+            record = load_record(path)
+            check_images(record, path, digest)
             result.done += 1
-            took.add(config, load_record(path).seconds)
+            took.add(config, record.seconds)
         else:
             lacking.setdefault(path, config)
     return lacking, took
@@ -313,14 +322,16 @@ def _perform(
         with on_sigterm() as ending:
             record = run(config, folder=folder, work=work, progress=progress, watch=watch, beside=beside)
     except RunBusy:
-        return Outcome("busy", "it is under way in another process")
+        return Outcome("busy", "it is under way in another process", ended=ending.asked)
     except Stopped as stopped:
         if ending.asked:
-            return Outcome("ended", f"SIGTERM, {stopped}")
+            return Outcome("ended", f"SIGTERM, {stopped}", ended=True)
         return Outcome("stopped", f"the time budget is over, {stopped}")
     except (ValueError, OSError, ArithmeticError, MemoryError, RuntimeError) as error:
-        return Outcome("failed", one_line(error))
-    return Outcome("ran", f"{record.accuracy['test']:.2f}", time.monotonic() - begun)
+        return Outcome("failed", one_line(error), ended=ending.asked)
+    except Exception as error:  # a defect: the traceback is in the run's log, and the other runs go on
+        return Outcome("failed", f"{type(error).__name__}: {one_line(error)}", ended=ending.asked)
+    return Outcome("ran", f"{record.accuracy['test']:.2f}", time.monotonic() - begun, ending.asked)
 
 
 def _show(

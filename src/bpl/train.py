@@ -29,7 +29,7 @@ from bpl.methods import REGISTRY, Batch, Material, Method, Training
 from bpl.models import build_model
 from bpl.out_of_memory import out_of_memory_said
 from bpl.pretrain import transfer
-from bpl.schedule import SCHEDULES
+from bpl.schedule import SCHEDULES, steps_an_epoch
 from bpl.sharing import check_shared
 from bpl.synchronised import Synchronised
 
@@ -144,9 +144,9 @@ def train(
         dense: gives the trained dense network to methods that need one; None to train it here and now.
         start: gives the network to start from, where the config names one (`pretrain`); None to train it here and now.
         progress: show a progress bar on standard error.
-        watch: called after every epoch with the number of epochs done and the epoch's values of the curves; where it
-            returns True, the training saves its checkpoint and stops.
-        saved: called with the number of epochs done after a checkpoint was saved.
+        watch: called after every epoch, in every process, with the number of epochs done and the epoch's values of the
+            curves; where it returns True in any of them, the training saves its checkpoint and stops.
+        saved: called with the number of epochs done after a checkpoint was saved, in the process that saved it.
 
     Returns:
         The trained and the shipped network, and the curves.
@@ -170,7 +170,7 @@ def train(
         dense = partial(_train_dense, config, images, split, progress)
     method = REGISTRY[config.method](config, Material(images, split.train, dense, fabric.autocast))
     model = build_model(config.arch, len(images.classes), config.image_size, config.width)
-    state = processes.decide(lambda: _resume(checkpoint, config, split))
+    state = processes.decide(lambda: _resume(checkpoint, config, images, split))
     begun = None
     if config.pretrain is not None and state is None:
         begun = (start or partial(_train_start, config, images.source, progress))()
@@ -219,18 +219,19 @@ def train(
             out.curves.setdefault(name, []).append(value)
         bar.set_postfix(loss=f"{loss:.3f}", test=f"{row['test']:.1f}")
         bar.update()
-        asked = processes.decide(lambda row=row: watch is not None and watch(training.epoch, row))
+        asked = processes.any_says(lambda row=row: watch is not None and watch(training.epoch, row))
         stop = asked and training.epoch < config.epochs
         writes = checkpoint is not None and processes.rank() == 0
         if writes and (stop or time.monotonic() - last_save > pause):
             began = time.monotonic()
-            _save(checkpoint, config, split, training, method, out)
+            _save(checkpoint, config, images, split, training, method, out)
             last_save = time.monotonic()
             pause = CHECKPOINT_SECONDS * max(1.0, (last_save - began) / CHECKPOINT_COST)
             if saved is not None:
                 saved(training.epoch)
         if stop:
             bar.close()
+            processes.meet()  # a launcher ends all when one has left: none leaves before the checkpoint is there
             raise Stopped(f"stopped after epoch {training.epoch} of {config.epochs}")
     bar.close()
     out.network = method.as_trained(training.model.eval()).eval()
@@ -302,13 +303,13 @@ def _epoch(
     chance = torch.Generator(device).manual_seed(_seed_of(config.seed, training.epoch, 1))
     share = Share(processes.rank(), processes.count())
     drop_last = len(indices) > config.batch_size  # a last batch of one image would break batch normalisation
-    steps_an_epoch = len(indices) // config.batch_size if drop_last else 1
-    step = training.epoch * steps_an_epoch
+    steps = steps_an_epoch(len(indices), config.batch_size)
+    step = training.epoch * steps
     total, seen = torch.zeros((), device=device), 0
     module.train()
     order = _seed_of(config.seed, training.epoch, 2)
     for batch, labels in batches(images.images, images.labels, indices, config.batch_size, order, drop_last, share):
-        rate = SCHEDULES[config.schedule](step, steps_an_epoch * config.epochs, config.learning_rate)
+        rate = SCHEDULES[config.schedule](step, steps * config.epochs, config.learning_rate)
         for group in training.optimizer.param_groups:
             group["lr"] = rate
         x = normalise(augment(batch, config.augmentation, config.image_size, chance, share), images.mean, images.std)
@@ -321,19 +322,27 @@ def _epoch(
         method.after_step(training)
         total += loss.detach()  # stays on the device: no synchronisation within an epoch
         step, seen = step + 1, seen + share.of * len(batch)
-    mean = float(processes.add_up(total)) / share.of / steps_an_epoch
+    mean = float(processes.add_up(total)) / share.of / steps
     check_finite(mean, training.model, f"epoch {training.epoch + 1} of {config.epochs} (learning rate {rate:.2g})")
     return mean, seen
 
 
-def _run_id(config: RunConfig, split: Split) -> str:
-    """What a checkpoint must belong to: the config, and the images behind the split."""
-    return f"{config.identity('any')} {split.digest}"
+def _run_id(config: RunConfig, images: ImageSet, split: Split) -> str:
+    """What a checkpoint must belong to: the config, the images by their pixels, and the split by its names."""
+    return f"{config.identity('any')} {images.digest} {split.digest}"
 
 
-def _save(path: Path, config: RunConfig, split: Split, training: Training, method: Method, out: Trained) -> None:
+def _save(
+    path: Path,
+    config: RunConfig,
+    images: ImageSet,
+    split: Split,
+    training: Training,
+    method: Method,
+    out: Trained,
+) -> None:
     state = {
-        "run": _run_id(config, split),
+        "run": _run_id(config, images, split),
         "epoch": training.epoch,
         "model": training.model.state_dict(),
         "optimizer": training.optimizer.state_dict(),
@@ -345,11 +354,11 @@ def _save(path: Path, config: RunConfig, split: Split, training: Training, metho
     save_checkpoint(path, state)
 
 
-def _resume(path: Path | None, config: RunConfig, split: Split) -> dict[str, Any] | None:
+def _resume(path: Path | None, config: RunConfig, images: ImageSet, split: Split) -> dict[str, Any] | None:
     """The state to go on from, or None to start anew."""
     if path is None or not path.exists():
         return None
     state = load_checkpoint(path)
-    if state.get("run") != _run_id(config, split):
+    if state.get("run") != _run_id(config, images, split):
         raise CheckpointError(f"checkpoint {path} belongs to another run or other images: delete it to start anew")
     return state

@@ -30,6 +30,10 @@ MAX_PIXELS = 50_000_000
 # Pillow's other formats are not asked: to read Encapsulated PostScript, for one, it starts an interpreter of programs.
 FORMATS = ("TIFF", "JPEG", "PNG", "BMP", "GIF", "WEBP")
 
+# Files of these formats, where images of any origin are searched for. Data sets keep to `SUFFIXES`: with more files, a
+# tree would have another digest than in the records.
+DECODED_SUFFIXES = SUFFIXES | {".jpe", ".jfif", ".apng", ".bmp", ".gif", ".webp"}
+
 _WORKERS = min(8, os.cpu_count() or 2)  # Pillow releases the interpreter lock while it decodes and resizes
 
 
@@ -215,13 +219,13 @@ def decode(path: Traversable, image_size: int) -> np.ndarray:
     except DataError:  # of a packed file: it names the file and the reason
         raise
     except UnidentifiedImageError as error:
-        raise DataError(f"image '{path}' cannot be decoded: it is none of {', '.join(FORMATS)}.") from error
+        raise DataError(f"image {shown(str(path))} cannot be decoded: it is none of {', '.join(FORMATS)}.") from error
     except Image.DecompressionBombError as error:
-        raise DataError(f"image '{path}' is refused: {error}") from error
+        raise DataError(f"image {shown(str(path))} is refused: {error}") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ... on damaged files
         reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
-        raise DataError(f"image '{path}' cannot be decoded: {reason}.") from error
-    raise DataError(f"image '{path}' has {width} x {height} pixels; at most {MAX_PIXELS:,} are allowed.")
+        raise DataError(f"image {shown(str(path))} cannot be decoded: {reason}.") from error
+    raise DataError(f"image {shown(str(path))} has {width} x {height} pixels; at most {MAX_PIXELS:,} are allowed.")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

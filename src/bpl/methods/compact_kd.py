@@ -2,7 +2,7 @@
 
     teach       CE + w T^2 KL(teacher || student) + w_f (distance of block outputs)                   loss
     press       + sum over channel sets s of  lambda_block(s) price_s |gamma_s|_1                      loss
-    steer       the lambdas, so that the cost falls to the budget by the freeze                       after_epoch
+    steer       the lambdas, towards a cost that falls straight to the budget until the freeze        after_epoch
     remove      the weakest channels, within the budget, for good, at the freeze                      after_epoch
     fine-tune   the first line alone, on the small network                                            loss
 
@@ -30,7 +30,7 @@ from bpl.pruning.channel_cost import ChannelCost
 from bpl.pruning.gammas import channel_scales, effective_widths, gamma_penalty
 from bpl.pruning.masks import kept_filters, prunable_sets
 from bpl.pruning.within_budget import masks_within, smallest_widths
-from bpl.schedule import SCHEDULES
+from bpl.schedule import SCHEDULES, steps_an_epoch
 
 GAIN = 2.0  # exponent of the controller: a cost 10 % above its course raises the strength by 21 %
 
@@ -48,7 +48,6 @@ class CompactKD(Taught):
 
     def __init__(self, config: RunConfig, material: Material):
         super().__init__(config, material)
-        self.freeze_epoch = max(1, round(config.freeze_at * config.epochs))
         self.masks: dict[str, Tensor] | None = None  # None until the freeze
         self.strength = 0.0  # lambda, before each block's own factor
         self.weights: list[float] = []  # lambda_block(s) * price_s, for each channel set
@@ -75,9 +74,15 @@ class CompactKD(Taught):
         self.allowed = int(budget.share * self.cost.full) if budget else int(self.cost.total(uniform))
         least = self.cost.total(smallest_widths(self.cost.sizes, config.round_to)) / self.cost.full
         if self.allowed < least * self.cost.full:
+            network = f"{config.arch} with scope {config.scope!r}"
+            if least == 1:  # no layer is wider than one group of channels
+                raise ValueError(
+                    f"budget is {config.budget!r}: round_to {config.round_to} leaves nothing to remove of {network}, "
+                    f"whose widest layer has {max(self.cost.sizes)} filters"
+                )
             raise ValueError(
-                f"budget is {config.budget!r}: {config.arch} with scope {config.scope!r} and round_to "
-                f"{config.round_to} cannot go below {kind}:{math.ceil(least * 1e4) / 1e4:g}"
+                f"budget is {config.budget!r}: {network} and round_to {config.round_to} cannot go below "
+                f"{kind}:{math.ceil(least * 1e4) / 1e4:g}"
             )
 
     def _start(self, network: nn.Module) -> None:
@@ -86,7 +91,7 @@ class CompactKD(Taught):
         self.first_share = self.cost.total(effective_widths(scales)) / self.cost.full
         self.last_share = self.allowed / self.cost.full
         self.strength = self.config.sparsity
-        if self.strength is None:  # what takes a gamma of mean size to 0 by the freeze, where nothing holds it
+        if self.strength is None:  # takes a scale of mean size to `last_share` of it by the freeze, if nothing holds it
             travel = self._travel()
             mean_scale = float(torch.cat(scales).mean())
             self.strength = (1 - self.last_share) * mean_scale / travel if travel > 0 else 0.0
@@ -94,10 +99,9 @@ class CompactKD(Taught):
 
     def _travel(self) -> float:
         """How far a gamma moves before the freeze under a gradient of 1: the sum of learning rates / (1 - momentum)."""
-        c, images = self.config, len(self.material.train)
-        steps = images // c.batch_size if images > c.batch_size else 1  # an epoch, as the loop has it
+        c, steps = self.config, steps_an_epoch(len(self.material.train), self.config.batch_size)
         rate = partial(SCHEDULES[c.schedule], steps=steps * c.epochs, highest=c.learning_rate)
-        return sum(rate(step) for step in range(steps * self.freeze_epoch)) / (1 - c.momentum)
+        return sum(rate(step) for step in range(steps * c.freeze_epoch)) / (1 - c.momentum)
 
     # -- the loss -------------------------------------------------------------------------------------------------
     def loss(self, training: Training, batch: Batch, outputs: tuple[Tensor, list[Tensor]]) -> Tensor:
@@ -133,11 +137,11 @@ class CompactKD(Taught):
             "strength": self.strength,
             "removed_scale": removed / sum(float(scale.sum()) for scale in scales),
         }
-        if training.epoch >= self.freeze_epoch:
+        if training.epoch >= self.config.freeze_epoch:
             self._freeze(training, masks)
         else:
             if self.config.sparsity is None:
-                done = training.epoch / self.freeze_epoch
+                done = training.epoch / self.config.freeze_epoch
                 self.strength = steer(self.strength, share, course(self.first_share, self.last_share, done))
             self._weigh(scales)
         return row

@@ -7,9 +7,10 @@
     ship        the first copy, m folded into its batch normalisations                                finish
 
 The penalty's factor lambda is `sparsity` where it is given. Else it is the multiplier of sum m <= (number of blocks) *
-(1 - share of the search that is over), so that blocks vanish one after another, at a steady pace, until the network is
-as near to its budget as whole blocks allow: at the latest at the freeze, after half of the epochs. Then the masks are
-folded, and the copies go on teaching one another.
+(1 - share of the search that is over). What this bounds is the sum of the masks, not the number of blocks: the masks
+shrink together, and most blocks go in the last epochs of the search. It ends when the network is as near to its budget
+as whole blocks allow, at the latest at the freeze, after half of the epochs. Then the masks are folded, and the copies
+go on teaching one another. One block stays in any case.
 """
 
 import copy
@@ -31,6 +32,7 @@ from bpl.models import build_model
 from bpl.partner import replace_module
 from bpl.pruning import prune_masks, slim
 from bpl.residual_blocks import branch_costs, fold_masks, mask_blocks, remove_blocks, residual_blocks
+from bpl.schedule import steps_an_epoch
 
 
 class OnlineEnsemble(nn.Module):
@@ -108,7 +110,7 @@ class OED(Method):
             raise ValueError(
                 f"sparsity is {config.sparsity:g} and budget is {config.budget}: give one of them, the other follows"
             )
-        self.steps_an_epoch = max(1, len(material.train) // config.batch_size)
+        self.steps_an_epoch = steps_an_epoch(len(material.train), config.batch_size)
         self.removed: list[str] = []  # blocks, in the order in which they went
         self.frozen = False  # blocks and masks are final
         self._chosen: list[str] | None = None  # the final removal, from when it is known to the end of that epoch
@@ -128,13 +130,14 @@ class OED(Method):
         dense = budget.cost_of(model, config.image_size)
         self.costs = [cost / dense for cost in branch_costs(model, budget.cost, config.image_size).values()]
         self.target = budget.share if config.sparsity is None else None
-        least = 1 - sum(self.costs)
-        if self.target is not None and self.target < least:
-            smallest = math.ceil(least * 1e3) / 1e3
+        least, cheapest = 1 - sum(self.costs), min(self.costs)
+        if self.target is not None and self.target < least + cheapest / 2:
+            smallest = math.ceil((least + cheapest) * 1e3) / 1e3
             asked = f"ratio {config.ratio:g}" if config.budget is None else f"budget {budget}"
             raise ValueError(
-                f"{asked} asks for {self.target:.3f} of the {budget.cost} of {config.arch}, but {least:.3f} stay when "
-                f"all {len(self.names)} residual blocks are gone: the smallest budget is {budget.cost}:{smallest:g}"
+                f"{asked} asks for {self.target:.3f} of the {budget.cost} of {config.arch}, nearer to the {least:.3f} "
+                f"that stay without any of its {len(self.names)} residual blocks than to one block: the smallest "
+                f"network with a block has {budget.cost}:{smallest:g}"
             )
 
     def _budget(self, model: nn.Module) -> Budget:
@@ -160,8 +163,7 @@ class OED(Method):
         """Take the masks' gradient away from the optimiser, its momentum and its weight decay: it is FISTA's alone."""
         masks = training.model.masks
         if masks is not None:
-            # a small synchronisation a step, while blocks are searched; no gradient where all blocks are gone
-            self._gradient = torch.zeros(len(masks)) if masks.grad is None else masks.grad.cpu()
+            self._gradient = masks.grad.cpu()  # a small synchronisation a step, while blocks are searched
             masks.grad = None
 
     def after_step(self, training: Training) -> None:
@@ -171,7 +173,9 @@ class OED(Method):
         stepped = fista_step(self.fista, self._gradient, step, partial(self._prox, training.epoch, step))
         if self.target is not None and self._share(stepped.x > 0) <= self.target:
             self._chosen = self._nearest(stepped.x)
-            self.fista = Fista.start(self.fista.x)  # the step before: no block that stays has a mask of 0
+            # Masks of the step before, since some that this step takes to 0 may stay; and of this step where a block
+            # was at 0 and comes back. A block that is at 0 in both goes, so that all that stay have a mask above 0.
+            self.fista = Fista.start(torch.where(self.fista.x > 0, self.fista.x, stepped.x))
         else:
             self.fista = stepped
         training.model.masks.detach().copy_(self.fista.y)
@@ -195,13 +199,13 @@ class OED(Method):
         return 1 - sum(cost for cost, stays in zip(self.costs, kept.tolist(), strict=True) if not stays)
 
     def _nearest(self, masks: Tensor) -> list[str]:
-        """The blocks to remove: of the smallest masks so many that the cost is as near to the target as may be.
+        """The blocks to remove: of the smallest masks so many, never all, that the cost is nearest to the target.
 
         Args:
             masks: (blocks,) where FISTA would step next; of two that vanish in that step, the smaller one goes first.
         """
         order = sorted(range(len(masks)), key=lambda i: (float(masks[i]), float(self.fista.x[i])))
-        shares = [1 - sum(self.costs[i] for i in order[:count]) for count in range(len(order) + 1)]
+        shares = [1 - sum(self.costs[i] for i in order[:count]) for count in range(len(order))]
         count = min(range(len(shares)), key=lambda count: abs(shares[count] - self.target))
         return [self.names[i] for i in order[:count]]
 
@@ -218,6 +222,12 @@ class OED(Method):
         """Remove the blocks of mask 0; at the freeze those of the final choice, and fold the masks of the others."""
         masks = self.fista.x
         gone = [name for name, m in self._values().items() if m == 0]
+        if self._chosen is None and len(gone) == len(self.names):
+            raise ValueError(
+                f"sparsity is {self.config.sparsity:g}: the masks of all {len(gone)} residual blocks of "
+                f"{self.config.arch} are 0 after epoch {training.epoch} of {training.epochs}; with a smaller one, "
+                "blocks stay"
+            )
         if training.epoch >= self.config.freeze_epoch and self._chosen is None:
             self._chosen = gone if self.target is None else self._nearest(masks)
         self.frozen = self._chosen is not None

@@ -19,7 +19,7 @@ import torch
 
 from bpl.budget import COSTS
 from bpl.channels import ChannelGraph, Channels
-from bpl.measure import count_macs, count_params
+from bpl.measure import count_macs, count_params, image_channels
 from bpl.partner import partner_blocks
 
 
@@ -108,10 +108,11 @@ def _terms(graph: ChannelGraph, sets: Sequence[Channels], pixels: dict[str, int]
 def _pixels(graph: ChannelGraph, image_size: int) -> dict[str, int]:
     """Conv name -> number of pixels of its output map, from a pass on the meta device."""
     shapes = copy.deepcopy(graph.model).to("meta").eval()
+    channels = image_channels(shapes, image_size)
     pixels: dict[str, int] = {}
     for name in graph.sites:
         shapes.get_submodule(name).register_forward_hook(
             lambda _module, _inputs, output, name=name: pixels.__setitem__(name, output.shape[2:].numel())
         )
-    shapes(torch.empty(1, 3, image_size, image_size, device="meta", dtype=next(shapes.parameters()).dtype))
+    shapes(torch.empty(1, channels, image_size, image_size, device="meta", dtype=next(shapes.parameters()).dtype))
     return pixels

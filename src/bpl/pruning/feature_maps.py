@@ -82,7 +82,7 @@ def mean_over_images(
 
     def look(node: fx.Node, maps: Any) -> None:
         if node in watched:
-            found = [statistic(maps) for statistic in statistics]
+            found = [statistic(maps).clone() for statistic in statistics]  # not a view of what is overwritten next
             held = sums.get(watched[node])
             sums[watched[node]] = found if held is None else [a + b for a, b in zip(held, found, strict=True)]
 

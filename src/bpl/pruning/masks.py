@@ -219,6 +219,15 @@ def _given_width(channels: Channels, widths: Mapping[str, int]) -> int:
 def check_masks(graph: ChannelGraph, masks: dict[str, Tensor]) -> None:
     """Raise a ValueError for a mask of an unknown conv, of the wrong size or type, or that keeps nothing."""
     for name, mask in masks.items():
+        unused = name not in graph.calls and isinstance(graph.modules.get(name), nn.Conv2d | PartnerConv2d)
+        if name not in graph.of_conv and unused:
+            mode, other, change = "evaluation", "training", "train"
+            if graph.model.training:
+                mode, other, change = "training", "evaluation", "eval"
+            raise ValueError(
+                f"convolution {name!r} is not used in {mode} mode, which the network is in: "
+                f"mask and slim it after model.{change}(), or choose the masks in {mode} mode, not in {other} mode"
+            )
         if name not in graph.of_conv:
             raise ValueError(f"no convolution is called {name!r}: the model's are {', '.join(graph.of_conv)}")
         filters = graph.of_conv[name].size

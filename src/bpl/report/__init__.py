@@ -1,6 +1,7 @@
 """Tables, figures and sentences made from records; nothing here knows of data, training or networks."""
 
 from bpl.report.claims import Claim, claim
+from bpl.report.courses import at_the_bound, departures, landing, selection_changes
 from bpl.report.curves import curves, residuals, strengths
 from bpl.report.display import Drawing, Markdown
 from bpl.report.evidence import evidence, items
@@ -28,12 +29,16 @@ __all__ = [
     "accuracy_table",
     "aim_met",
     "answer",
+    "at_the_bound",
     "beside_claim",
     "best_epoch_gains",
     "bootstrap_interval",
     "claim",
     "collect",
     "complete",
+    "departures",
+    "landing",
+    "selection_changes",
     "contrasts",
     "control",
     "cost_table",

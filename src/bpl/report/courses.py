@@ -1,11 +1,11 @@
 """What the trainings that decide the structure did on their way, from the curves of the records."""
 
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 
 from bpl.budget import Budget
 from bpl.records import Record
 from bpl.report.display import Markdown
-from bpl.report.numbers import points
 from bpl.report.rows import Row
 from bpl.report.sentences import NO_RECORDS
 
@@ -25,7 +25,7 @@ def landing(rows: list[Row]) -> Markdown:
         Markdown, one item a row with each seed; one sentence where no row is left.
     """
     return _items(
-        f"- {_named(row)}{'' if row.config['sparsity'] is None else ', not steered'}: {_landing_of(row, rows)}."
+        f"- {_named(row)}{'' if row.config['sparsity'] is None else ', not steered'}, {_landing_of(row, rows)}."
         for row in rows
         if row.method == "compact_kd"
     )
@@ -39,11 +39,18 @@ def _landing_of(row: Row, rows: list[Row]) -> str:
     def of_seed(record: Record) -> str:
         freeze = _freeze(record)
         share, left = record.curves["cost_share"][freeze], record.cost[cost] / record.cost[f"dense_{cost}"]
-        off = "" if wanted is None else f", {points(100 * (share / wanted - 1), 1)} % of what was wanted"
-        return f"{100 * share:.1f} %{off}, and {100 * (1 - left):.2f} % removed in the end"
+        off = "" if wanted is None else f", {_off(share / wanted)} what was wanted"
+        return f"{100 * share:.1f} % at the freeze{off}, and {100 * (1 - left):.2f} % removed in the end"
 
-    what = "an unknown share" if wanted is None else f"{100 * wanted:.2f} %"
-    return f"{what} of the {_COSTS[cost]} wanted; at the freeze, by the scales, {_by_seed(row, of_seed)}"
+    what = f"what was wanted of the {_COSTS[cost]} is not recorded"
+    if wanted is not None:
+        what = f"{100 * wanted:.2f} % of the {_COSTS[cost]} wanted"
+    return f"{what}: {_by_seed(row, of_seed)}"
+
+
+def _off(times: float) -> str:
+    """How far a number is from another one, of which it is so many times."""
+    return f"{100 * abs(times - 1):.1f} % {'above' if times >= 1 else 'below'}"
 
 
 def _wanted(row: Row, rows: list[Row]) -> float | None:
@@ -69,13 +76,21 @@ def departures(rows: list[Row]) -> Markdown:
 
     def of_seed(record: Record) -> str:
         freeze = _freeze(record)
-        left = record.curves["blocks"][: freeze + 1]
-        all_blocks = sum(name.startswith("mask ") for name in record.curves)
-        gone = [before - after for before, after in zip([all_blocks, *left], left, strict=False)]
+        left = [_blocks(record), *record.curves["blocks"][: freeze + 1]]
+        gone = [before - after for before, after in pairwise(left)]
         steps = [f"{count:.0f} after epoch {epoch}" for epoch, count in enumerate(gone, start=1) if count]
-        return f"{', '.join(steps) or 'none'} (the search ends after epoch {freeze + 1}, of {all_blocks} blocks)"
+        return f"{', '.join(steps) or 'none'}, in a search of {freeze + 1} epochs"
 
-    return _items(f"- {_named(row)}: {_by_seed(row, of_seed)}." for row in rows if row.method == "oed")
+    return _items(
+        f"- {_named(row)}, removed of {_blocks(row.records[0])} blocks: {_by_seed(row, of_seed)}."
+        for row in rows
+        if row.method == "oed"
+    )
+
+
+def _blocks(record: Record) -> int:
+    """Residual blocks of the dense network."""
+    return sum(name.startswith("mask ") for name in record.curves)
 
 
 def selection_changes(rows: list[Row]) -> Markdown:
@@ -122,8 +137,8 @@ def at_the_bound(rows: list[Row], bound: float) -> Markdown:
         return f"{100 * record.curves['distill_strength'][-1] / largest:.0f} %"
 
     return _items(
-        f"- {_named(row)}: the last strength of distillation is {_by_seed(row, of_seed)} of its bound, "
-        f"{bound:g} times the one without a dean."
+        f"- {_named(row)}, the last strength of distillation, over its bound of {bound:g} times the strength without a "
+        f"dean: {_by_seed(row, of_seed)}."
         for row in rows
         if row.method == "ddsl" and row.config["strengths"] == "dean"
     )
@@ -140,7 +155,7 @@ def _named(row: Row) -> str:
 
 
 def _by_seed(row: Row, text: Callable[[Record], str]) -> str:
-    return "; ".join(f"{text(record)} (seed {record.config['seed']})" for record in row.records)
+    return "; ".join(f"seed {record.config['seed']}: {text(record)}" for record in row.records)
 
 
 def _seeds(row: Row) -> str:

@@ -258,7 +258,7 @@ def _variant(config: dict[str, Any], others: list[dict[str, Any]]) -> str:
     """What sets a config apart from others of its method, the ratio aside."""
     parts = []
     for name, value in config.items():
-        if name == "ratio" or len({other[name] for other in others}) == 1:
+        if name == "ratio" or value is None or len({other[name] for other in others}) == 1:
             continue
         if name == "diversity_weight":
             parts.append("no diversity loss" if value == 0 else f"diversity weight {value:g}")
