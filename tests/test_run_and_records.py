@@ -25,9 +25,11 @@ from support import (  # noqa: F401
 from bpl.config import RunConfig
 from bpl.data import load_images
 from bpl.export import load_model
+from bpl.paths import project_root
 from bpl.records import (
     SCHEMA,
     RecordError,
+    check_images,
     iterate_records,
     load_record,
     load_records,
@@ -186,6 +188,14 @@ def test_what_was_made_from_other_images_is_not_taken_for_this_runs(places, tmp_
     assert load_record(record_path(dense, "real")) == first
     assert run(dense, progress=False, repeat=True).data["digest"] == now
     assert run(kd, progress=False).data["digest"] == now
+
+
+def test_a_published_set_is_the_same_set_whatever_its_files_were_decoded_with():
+    path, record = next(iterate_records(project_root() / "data" / "results"))
+    check_images(record, path, "0" * 64)
+    own = dataclasses.replace(record, config=record.config | {"dataset": "/some/tree"})
+    with pytest.raises(RecordError, match="was made from other images"):
+        check_images(own, path, "0" * 64)
 
 
 def test_folders_given_win_over_those_of_the_environment(tree, tmp_path):
