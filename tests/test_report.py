@@ -14,6 +14,7 @@ from bpl import report
 from bpl.config import RunConfig
 from bpl.records import Record, record_path, save_record
 from bpl.report.numbers import interval, points, spread
+from bpl.report.rows import named_among
 from bpl.report.statistics import holm
 from bpl.report.style import spread_out
 
@@ -361,3 +362,12 @@ def test_an_aim_is_met_by_the_mean_or_not(results: Path) -> None:
     assert f"a mean of {mean - 0.5:g} %" in reached and "is met:" in reached and reached.count("- Dense") == 1
     assert "is not met:" in repr(report.aim_met(dense, mean + 0.5, []))
     assert "No run is recorded" in repr(report.aim_met(None, 95, [dense]))
+
+
+def test_rows_of_a_part_are_named_by_what_sets_them_apart_there(results: Path) -> None:
+    rows = report.collect(dataset="ucm", source="real")
+    without, with_loss = (row for row in rows if row.method == "bpl")
+    assert [row.variant for row in named_among([with_loss])] == [""]
+    both = named_among([without, with_loss])
+    assert [row.variant for row in both] == ["no diversity loss", "diversity weight 1"]
+    assert [row.records for row in both] == [without.records, with_loss.records]

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 
 from bpl.report.display import Drawing, Markdown
-from bpl.report.rows import Row
+from bpl.report.rows import Row, named_among
 from bpl.report.sentences import NO_RECORDS
 from bpl.report.style import COLOURS, SERIES, drawing, label_at_right, new_axes
 
@@ -29,7 +29,7 @@ def curves(rows: list[Row], name: str = "validation") -> Drawing | Markdown:
     Returns:
         The figure; one sentence where no row has such a curve.
     """
-    drawn = [row for row in rows if any(name in record.curves for record in row.records)]
+    drawn = named_among([row for row in rows if any(name in record.curves for record in row.records)])
     if not drawn:
         return Markdown(NO_RECORDS)
     figure, axes = new_axes(height=3.8)

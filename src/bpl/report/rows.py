@@ -267,6 +267,24 @@ def _variant(config: dict[str, Any], others: list[dict[str, Any]]) -> str:
     return ", ".join(parts)
 
 
+def named_among(rows: list[Row]) -> list[Row]:
+    """The same rows, each named by no more than what sets it apart from the others of its method among them.
+
+    Args:
+        rows: some rows of a larger table, whose names tell them apart from rows that are not here.
+
+    Returns:
+        The rows in their order.
+    """
+    configs = [row.config for row in rows]
+    return [
+        dataclasses.replace(
+            row, variant=_variant(row.config, [other for other in configs if other["method"] == row.method])
+        )
+        for row in rows
+    ]
+
+
 def find(rows: list[Row], method: str, ratio: float | None = None) -> Row | None:
     """The row of a method: with its default settings if recorded (however trained, if need be), else the first.
 
