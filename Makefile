@@ -42,7 +42,7 @@ unexport JUPYTER_PATH PYTHONHOME PYTHONPATH
 help:
 	@echo 'make reproduce   run notebooks/ucm.ipynb at one pruning ratio and build the book with that run in it'
 	@echo '                 (RATIO=0.5, ARGS="-p seed 3 -p method sfp" change the run)'
-	@echo 'make test        all tests, the notebooks compared cell by cell with their committed outputs included'
+	@echo 'make test        the tests, the notebooks compared cell by cell with their committed outputs included'
 	@echo 'make test-long   the tests that take minutes'
 	@echo 'make book        build the book from the committed notebooks, warnings being errors'
 	@echo 'make notebooks   execute the committed notebooks anew, after a change of the library or of records'

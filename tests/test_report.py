@@ -271,7 +271,8 @@ def test_a_method_without_its_controls_is_still_shown(results: Path) -> None:
 def test_a_campaign_knows_what_it_lacks(results: Path) -> None:
     configs = [RunConfig(dataset="ucm", method="dense", seed=seed) for seed in range(5)]
     assert [config.seed for config in report.lacking(configs)] == [3, 4]
-    assert repr(report.complete(2, 5)).startswith("2 of the 5 runs")
+    assert repr(report.complete(2, 5)).startswith("2 of the 5 runs of this campaign are not")
+    assert repr(report.complete(1, 5)).startswith("1 of the 5 runs of this campaign is not")
     assert repr(report.complete(0, 5)) == "All 5 runs of this campaign are recorded."
 
 
@@ -368,6 +369,7 @@ def test_rows_of_a_part_are_named_by_what_sets_them_apart_there(results: Path) -
     rows = report.collect(dataset="ucm", source="real")
     without, with_loss = (row for row in rows if row.method == "bpl")
     assert [row.variant for row in named_among([with_loss])] == [""]
+    assert [row.variant for row in named_among([without])] == ["no diversity loss"]  # never plain "BPL"
     both = named_among([without, with_loss])
     assert [row.variant for row in both] == ["no diversity loss", "diversity weight 1"]
     assert [row.records for row in both] == [without.records, with_loss.records]

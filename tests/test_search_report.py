@@ -127,10 +127,10 @@ def test_the_sentence_on_pace_has_epochs_accuracy_seeds_and_price(save):
     fast = report.recorded([save([60.0] * 5 + [70.0] * 5, method="oed", epochs=90)])[0]
     said = repr(report.pace(fast, slow, ("Fast", "Slow")))
     assert said.startswith(
-        "Fast is after 5 epochs where Slow ends after its 60 (60.00 % on the validation part, n = 1)."
+        "Fast reaches after 5 epochs what Slow has after all 60 (60.00 % on the validation part, n = 1)."
     )
     assert "takes 1.50 times" in said
-    assert repr(report.pace(slow, fast, ("Slow", "Fast"))).startswith("Slow never is where Fast ends")
+    assert repr(report.pace(slow, fast, ("Slow", "Fast"))).startswith("Slow does not reach what Fast has after all")
     assert repr(report.pace(fast, None, ("Fast", "Slow"))) == "Fast and Slow are not recorded at the same seeds yet."
 
 

@@ -423,6 +423,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _written_out() -> int:
     """Write out what was printed; 1 where it cannot be, as where the disk behind standard output is full."""
+    if sys.stdout is None:  # closed by the caller (bpl ... >&-): nothing was to be printed
+        return 0
     try:
         sys.stdout.flush()
     except OSError as error:

@@ -188,7 +188,7 @@ def export(shipped: Shipped, *, out: Path | None = None, int8: bool = False, dat
         OSError: a file could not be written; none is left then.
     """
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-        raise ExportError(f"exporting needs {', '.join(missing)}: pip install 'bpl[export]'")
+        raise ExportError(f"exporting needs {', '.join(missing)}: pip install -e '.[export]' in the repository")
     description = read_description(shipped.weights)
     if not isinstance(description.get("arch"), dict):
         raise ModelFileError(

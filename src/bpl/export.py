@@ -432,7 +432,9 @@ def open_session(content: bytes, source: Path) -> "onnxruntime.InferenceSession"
     try:
         import onnxruntime
     except ImportError as error:
-        raise ModelFileError(f"running {source} needs onnxruntime: pip install 'bpl[export]'") from error
+        raise ModelFileError(
+            f"running {source} needs onnxruntime: pip install -e '.[export]' in the repository"
+        ) from error
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

@@ -136,7 +136,9 @@ def time_layer(layer: Layer, batch_size: int, seconds: float = SECONDS) -> float
         import onnxruntime
         from onnx import TensorProto, helper, numpy_helper
     except ImportError as error:
-        raise ValueError(f"layers are timed under onnxruntime: install {error.name} (bpl[export])") from None
+        raise ValueError(
+            f"layers are timed under onnxruntime: install {error.name} (pip install -e '.[export]' in the repository)"
+        ) from None
 
     chance = np.random.default_rng(0)
     weight = chance.standard_normal((layer.outputs, layer.inputs // layer.groups, *layer.kernel), dtype=np.float32)

@@ -210,6 +210,14 @@ def test_standard_output_on_a_full_disk_is_said_and_ends_with_1():
     assert done.stderr.count("\n") == 1
 
 
+def test_standard_output_that_is_closed_is_no_error():
+    """As under a service that gives its processes none: ``bpl data >&-``."""
+    done = subprocess.run(
+        ["bash", "-c", '"$0" -m bpl data >&-', sys.executable], stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_file_that_the_system_cuts_off_leaves_the_older_one(tmp_path):
     """The kernel's own refusal, in the middle of a write: files of this process may have 100,000 bytes."""
     path = tmp_path / "checkpoint.pt"

@@ -231,7 +231,7 @@ def decode(path: Traversable, image_size: int) -> np.ndarray:
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Convert any of Pillow's modes to RGB without Pillow's silent clipping of deep images."""
     if image.mode.startswith("I"):  # 16-bit grey: 'I;16', 'I;16B', or widened to 'I'
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image).astype(np.int32)  # as many bytes a pixel as RGB takes in Pillow
         if values.min() < 0 or values.max() > 65535:
             raise ValueError(f"grey values {values.min()}..{values.max()}, allowed are 0..65535")
         return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")

@@ -2,7 +2,7 @@
 
     extension   every k x k block gets a partner                       prepare
     diversity   + weight * DL(blocks, partners)                        loss
-    pruning     filters are ranked, softly at first, then frozen       after_epoch (`Pruned`)
+    pruning     filters are ranked once, early, and cut out            after_epoch (`Pruned`)
     fusion      block and partner become one convolution               finish
 
 The partner takes its original's mask. What the released code does otherwise is one option: ``mask="released"``. A

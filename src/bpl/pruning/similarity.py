@@ -38,7 +38,9 @@ def norm_bins(norms: Tensor, bins: int, seed: int) -> Tensor:
     try:
         from sklearn.cluster import KMeans
     except ImportError as error:
-        raise ValueError("K-means needs scikit-learn, which is not installed: pip install 'bpl[fcs]'") from error
+        raise ValueError(
+            "K-means needs scikit-learn, which is not installed: pip install -e '.[fcs]' in the repository"
+        ) from error
     # relative to the mean, to six digits: among numbers that differ by less, K-means finds fewer clusters than asked
     points = (norms / norms.mean().clamp_min(1e-30)).round(decimals=6)
     clusters = KMeans(min(bins, len(points.unique())), n_init=10, random_state=seed).fit(points[:, None].numpy())

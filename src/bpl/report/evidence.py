@@ -19,14 +19,25 @@ _WRITTEN = re.compile(r"^(?:```|~~~)\{table\} (.*)\n:name: (tab-[\w-]+)$", re.MU
 MADE_BY = {
     "card.json": "python workflow/demo.py",
     "foreign_networks.json": "python tests/foreign_matrix.py",
-    "growth.json": "python benchmarks/memory.py",
+    "growth.json": "python benchmarks/memory.py --out data/latency/growth.json",
     "recipe.json": None,
-    "resnet18-64.json": "bpl bench data/latency/resnet18-64.json",
-    "resnet50-224.json": "bpl bench data/latency/resnet50-224.json",
-    "streaming.json": "python benchmarks/streaming.py",
-    "training.json": "python benchmarks/training.py",
-    "trials.json": "python tests/trials.py",
-    "whole_training.json": "python benchmarks/whole_training.py",
+    "resnet18-64.json": (
+        "bpl bench data/latency/resnet18-64.json --arch resnet18 --width 32 --image-size 64 "
+        "--ratios 0.3 0.5 0.7 0.78 --target 0.5 --rounds 5 --threads 1 --clock processor"
+    ),
+    "resnet50-224.json": (
+        "bpl bench data/latency/resnet50-224.json --arch resnet50 --image-size 224 "
+        "--ratios 0.5 0.7 0.8 --rounds 5 --threads 1 --clock processor"
+    ),
+    "streaming.json": "python benchmarks/streaming.py --out data/streaming.json",
+    "training.json": (
+        "python benchmarks/training.py --threads 1 --clock processor --rounds 5 --out data/latency/training.json"
+    ),
+    "trials.json": "BPL_TRIALS=data/trials.json make test-long",
+    "whole_training.json": (
+        "python benchmarks/whole_training.py --threads 1 --clock processor --rounds 5 "
+        "--out data/latency/whole_training.json"
+    ),
 }
 _WRITTEN_FROM = {"tab-trials": ("trials.json",), "tab-streaming": ("streaming.json",)}
 

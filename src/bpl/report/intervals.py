@@ -29,7 +29,9 @@ def contrasts(pairs: Sequence[Pair]) -> Markdown:
         elif value.low is None:
             items.append(f"- **{question}** {points(value.mean)} points, {from_pairs(value.n)}, which shows little.")
         else:
-            shown = "beyond chance" if value.beyond_chance else "no difference that these seeds can show"
+            shown = (
+                "beyond chance, taken by itself" if value.beyond_chance else "no difference that these seeds can show"
+            )
             items.append(f"- **{question}** {difference(value)}, {seeds(value.n)}: {shown}.")
     return Markdown("\n".join(items))
 

@@ -42,6 +42,8 @@ def origins(cells: Iterable[str]) -> list[Origin]:
         whole = Origin()
         for statement in ast.parse(source).body:
             made_from = _of(statement, known)
+            if isinstance(statement, ast.AugAssign) and isinstance(statement.target, ast.Name):
+                made_from = known.get(statement.target.id, Origin()) | made_from  # more is added to what it was
             whole |= made_from
             known |= dict.fromkeys(_assigned(statement), made_from)
         found.append(whole)

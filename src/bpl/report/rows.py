@@ -258,7 +258,9 @@ def _variant(config: dict[str, Any], others: list[dict[str, Any]]) -> str:
     """What sets a config apart from others of its method, the ratio aside."""
     parts = []
     for name, value in config.items():
-        if name == "ratio" or value is None or len({other[name] for other in others}) == 1:
+        shared = len({other[name] for other in others}) == 1
+        without_loss = name == "diversity_weight" and value == 0  # BPL without its loss is never plain "BPL"
+        if name == "ratio" or value is None or (shared and not without_loss):
             continue
         if name == "diversity_weight":
             parts.append("no diversity loss" if value == 0 else f"diversity weight {value:g}")

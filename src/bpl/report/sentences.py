@@ -100,7 +100,8 @@ def aim_met(row: Row | None, aim: float, others: list[Row | None]) -> Markdown:
         if found is not None
     ]
     return Markdown(
-        f"The aim for the first of these, a mean of {aim:g} % over five seeds, is {met}:\n\n" + "\n".join(items)
+        f"The aim for the first network of this list, a mean of {aim:g} % over five seeds, is {met}:\n\n"
+        + "\n".join(items)
     )
 
 
@@ -250,7 +251,8 @@ def complete(missing: int, total: int) -> Markdown:
         total: runs of the campaign.
     """
     if missing:
+        verb = "is" if missing == 1 else "are"
         return Markdown(
-            f"{missing} of the {total} runs of this campaign are not recorded yet; rows of fewer seeds say so."
+            f"{missing} of the {total} runs of this campaign {verb} not recorded yet; rows of fewer seeds say so."
         )
     return Markdown(f"All {total} runs of this campaign are recorded.")
