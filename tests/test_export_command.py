@@ -286,7 +286,7 @@ def test_missing_packages_are_named(command, finished, places, monkeypatch):
     find = deploy.importlib.util.find_spec
     monkeypatch.setattr(deploy.importlib.util, "find_spec", lambda name: None if "onnx" in name else find(name))
     refused(
-        command, places, r"exporting needs onnx, onnxscript, onnxruntime: pip install 'bpl\[export\]'", finished.name
+        command, places, r"exporting needs onnx, onnxscript, onnxruntime: pip install -e '.\[export\]'", finished.name
     )
 
 

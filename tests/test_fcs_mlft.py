@@ -172,7 +172,7 @@ def test_there_are_never_more_bins_than_different_norms(norms, bins, clusters):
 
 def test_without_scikit_learn_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
-    with pytest.raises(ValueError, match=r"needs scikit-learn, .* pip install 'bpl\[fcs\]'"):
+    with pytest.raises(ValueError, match=r"needs scikit-learn, .* pip install -e '.\[fcs\]'"):
         norm_bins(torch.rand(4), 2, seed=0)
 
 

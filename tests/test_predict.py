@@ -410,7 +410,7 @@ def test_an_onnx_file_of_others_and_one_for_other_images_are_refused(command, co
 
 def test_without_onnxruntime_it_is_named(command, copies, folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as where it is not installed
-    refused(command, r"needs onnxruntime: pip install 'bpl\[export\]'", copies / "net.onnx", folder)
+    refused(command, r"needs onnxruntime: pip install -e '.\[export\]'", copies / "net.onnx", folder)
     assert command("predict", copies / "net.safetensors", folder)[0] == 0
 
 
