@@ -5,12 +5,14 @@ import json
 import threading
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from support import files_below, made_up_record, places_fixture  # noqa: F401
 
 from bpl import bundle as bundle_module
+from bpl.atomic import folder_held
 from bpl.bundle import BundleError, Merged, merge_bundles, write_bundle
 from bpl.cli import main
 from bpl.config import RunConfig
@@ -120,6 +122,21 @@ def test_a_different_record_is_never_replaced_unasked_and_then_nothing_is_taken(
     assert contents(here) == before
     assert merge_bundles([bundle], here, replace=True) == Merged(added=3, same=0, replaced=1)
     assert contents(here) == contents(tmp_path / "there")
+
+
+def test_a_record_that_a_run_writes_meanwhile_is_not_written_over(bundle, tmp_path, monkeypatch):
+    """The run holds the folder as `bpl.run` does, between its look and its writing; the merge waits for its turn."""
+    (name, *_) = zipfile.ZipFile(bundle).namelist()
+    target = tmp_path / "taken" / name
+    with ThreadPoolExecutor(1) as pool:
+        with folder_held(target.parent):
+            merging = pool.submit(merge_bundles, [bundle], tmp_path / "taken")
+            time.sleep(0.3)
+            assert not merging.done()
+            target.write_bytes(b"another run's")
+        with pytest.raises(BundleError, match="are different"):
+            merging.result(timeout=30)
+    assert target.read_bytes() == b"another run's"
 
 
 def test_two_bundles_that_differ_on_a_record_are_refused(bundle, tmp_path):

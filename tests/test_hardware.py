@@ -340,6 +340,28 @@ def test_the_seeds_of_a_row_and_a_resumed_run_get_the_widths_that_were_found_fir
 
 
 @pytest.mark.usefixtures("places")
+def test_widths_lie_beside_the_checkpoints_and_searching_them_draws_nothing(tree, places, monkeypatch, tmp_path):
+    model, config = bpl.build_model("resnet18", 4, 32, 8), small(tree, "bpl", target="macs:0.4")
+    found = hardware.widths_for(model, "macs:0.4", 32)
+
+    def measured(*_, **__):
+        torch.rand(100)
+        return found
+
+    monkeypatch.setattr(hardware, "widths_for", measured)
+    drawn = []
+    for _ in range(2):  # searched, then read
+        torch.manual_seed(0)
+        config_widths(config, model, tmp_path / "elsewhere")
+        drawn.append(float(torch.rand(1)))
+    assert drawn[0] == drawn[1]
+    assert len(list((tmp_path / "elsewhere" / "widths").glob("*.json"))) == 1
+    assert not (places / "work" / "widths").exists()
+    trained(config, checkpoint=tmp_path / "work" / "a-run" / "checkpoint.pt")
+    assert len(list((tmp_path / "work" / "widths").glob("*.json"))) == 1
+
+
+@pytest.mark.usefixtures("places")
 def test_another_target_is_searched_anew(tree, places):
     model = bpl.build_model("resnet18", 4, 32, 8)
     found = [config_widths(small(tree, "bpl", target=target), model) for target in ("macs:0.4", "macs:0.5")]

@@ -25,7 +25,6 @@ from torch import nn
 
 import bpl
 from bpl.channels import ChannelGraph
-from bpl.models import logits_of
 from bpl.partner import partner_blocks
 from bpl.pruning import CRITERIA, MaskHolder
 from bpl.pruning.criteria import Filters, fpgm
@@ -766,5 +765,5 @@ def test_logits_of_a_network_are_of_evaluation_mode_and_every_mode_is_restored()
     modes, before = [m.training for m in model.modules()], state(model)
     x = images(size=SIZE, dtype=torch.float32)
     expected = copy.deepcopy(model).eval()(x)
-    assert torch.equal(logits_of(model, x), expected)
+    assert torch.equal(logits(model, x), expected)
     assert [m.training for m in model.modules()] == modes and same_state(before, model.state_dict())

@@ -12,7 +12,7 @@ from bpl.config import METHODS
 from bpl.data import load_images, make_split
 from bpl.diversity import FORMS
 from bpl.measure import count_macs
-from bpl.methods import REGISTRY, Training
+from bpl.methods import REGISTRY, Material, Training
 from bpl.methods.magnitude import Pruned, share_changed
 from bpl.models import build_model
 from bpl.partner import partner_blocks
@@ -225,7 +225,7 @@ def test_scratch_starts_from_fresh_weights_of_the_narrow_network(tree):
     config = small(tree, "scratch")
     torch.manual_seed(0)
     dense = build_model("resnet18", 4, 32, 8)
-    narrow = REGISTRY["scratch"](config, None).prepare(dense)
+    narrow = REGISTRY["scratch"](config, Material(None, None, None, None)).prepare(dense)
     masks = prune_masks(dense, config.ratio)
     heir = slim(dense, masks)
     assert {n: p.shape for n, p in narrow.named_parameters()} == {n: p.shape for n, p in heir.named_parameters()}
@@ -306,6 +306,11 @@ def test_released_masks_leak_through_the_batch_normalisation(as_released):
 
 def test_released_reports_every_epoch_as_if_at_its_final_size(as_released):
     assert as_released[1].curves["at_size"] == [1.0] * 4
+
+
+def test_released_ranks_after_the_first_epoch_then_every_few_and_at_the_end(tree, rankings):
+    trained(small(tree, "bpl", mask="released", epochs=6, mask_every=3))
+    assert len(rankings) == 3  # after epochs 1 and 4, and at the end
 
 
 def test_released_ranks_at_least_once(tree):

@@ -16,6 +16,7 @@ from scipy.optimize import brentq
 from sklearn.linear_model import Lasso
 from support import SMALL, places_fixture, same_weights, small, trained, tree_fixture  # noqa: F401
 from torch import nn
+from torch.nn.functional import softshrink
 from torch.utils.flop_counter import FlopCounterMode
 
 import bpl
@@ -24,7 +25,7 @@ from bpl.cli import main
 from bpl.config import RunConfig
 from bpl.exit_codes import WRONG_USAGE
 from bpl.export import ModelFileError, read_description
-from bpl.fista import Fista, fista_step, shrink_nonnegative, soft_threshold, threshold_to_sum
+from bpl.fista import Fista, fista_step, shrink_nonnegative, threshold_to_sum
 from bpl.measure import count_macs, count_params
 from bpl.methods import OED, Batch, Training
 from bpl.methods.oed import OnlineEnsemble, without_blocks
@@ -65,7 +66,7 @@ def lasso(seed: int, rows: int = 60, columns: int = 15) -> tuple[torch.Tensor, t
     return x, x @ truth + 0.1 * torch.randn(rows, generator=chance, dtype=torch.float64)
 
 
-def solve(x, y, penalty: float, shrink=soft_threshold, steps: int = 1_000) -> torch.Tensor:
+def solve(x, y, penalty: float, shrink=softshrink, steps: int = 1_000) -> torch.Tensor:
     """min |x w - y|^2 / (2 rows) + penalty |w|_1, by FISTA."""
     rows, hessian = len(y), x.T @ x / len(y)
     step = 1 / float(torch.linalg.eigvalsh(hessian)[-1])
@@ -76,7 +77,7 @@ def solve(x, y, penalty: float, shrink=soft_threshold, steps: int = 1_000) -> to
 
 
 @pytest.mark.parametrize("penalty", [0.01, 0.3, 100.0])
-@pytest.mark.parametrize(("shrink", "positive"), [(soft_threshold, False), (shrink_nonnegative, True)])
+@pytest.mark.parametrize(("shrink", "positive"), [(softshrink, False), (shrink_nonnegative, True)])
 def test_fista_solves_the_lasso_as_scikit_learn_does(penalty, shrink, positive):
     for seed in range(2):
         x, y = lasso(seed)
@@ -111,7 +112,7 @@ def test_the_accelerated_rate_is_there_and_plain_ista_has_it_not():
     def run(steps, restart):
         at = Fista.start(torch.zeros(links, dtype=torch.float64))
         for _ in range(steps):
-            at = fista_step(at, hessian @ at.y - pull, 1.0, lambda z: soft_threshold(z, penalty))  # L < 1
+            at = fista_step(at, hessian @ at.y - pull, 1.0, lambda z: softshrink(z, penalty))  # L < 1
             yield objective(at.x)
             if restart:
                 at = Fista.start(at.x)

@@ -80,6 +80,15 @@ def test_every_branch_starts_with_gamma_one_half_and_its_own_fresh_weights():
         assert (second.norm.running_mean == 0).all() and (second.norm.running_var == 1).all()
 
 
+def test_a_trained_network_keeps_which_of_its_channels_count():
+    layer, norm = conv(4, 6, bias=False), nn.BatchNorm2d(6)
+    nn.init.uniform_(norm.weight, 0.1, 3)
+    trained = norm.weight.detach().clone()
+    first, second = PartnerConv2d(layer, norm, stage=1).branches
+    torch.testing.assert_close(first.norm.weight.detach(), trained / 2, rtol=0, atol=0)
+    assert (second.norm.weight == 0.5).all()
+
+
 def test_two_fresh_branches_have_the_scale_of_one():
     layer, x = conv(16, 64, bias=False), torch.randn(16, 16, 8, 8)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out")

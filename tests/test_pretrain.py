@@ -97,6 +97,22 @@ def test_every_method_gets_there_by_itself(tree, other, method):
         assert config.dense().pretrain == config.pretrain
 
 
+@pytest.mark.parametrize("method", ["bpl", "kd"])
+def test_what_is_drawn_does_not_depend_on_whether_the_start_was_trained_or_loaded(tree, method):
+    """Partners, or the narrow network, are drawn after the start is there, however it came there."""
+    config = small(tree, method, epochs=1, learning_rate=0.0, pretrain=f"{tree}:1")
+    source = network()
+
+    def trained_here() -> Start:
+        torch.manual_seed(99)
+        torch.rand(17)
+        return Start(source, 0)
+
+    dense = {"dense": network} if method == "kd" else {}
+    loaded = trained(config, start=lambda: Start(source, 0), **dense)
+    assert same_weights(loaded.network, trained(config, start=trained_here, **dense).network)
+
+
 def test_a_run_that_was_interrupted_does_not_start_from_the_other_network_again(tree, other, monkeypatch, tmp_path):
     config = small(tree, "dense", epochs=2, pretrain=f"{other}:1")
     whole = run(config, folder=tmp_path / "a", work=tmp_path / "b", progress=False)

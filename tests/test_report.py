@@ -12,7 +12,7 @@ from scipy import stats
 
 from bpl import report
 from bpl.config import RunConfig
-from bpl.records import Record, record_path, save_record
+from bpl.records import Record, load_records, record_path, save_record
 from bpl.report.numbers import interval, points, spread
 from bpl.report.rows import named_among
 from bpl.report.statistics import holm
@@ -347,6 +347,45 @@ def test_the_search_for_the_recipe_is_a_table_of_its_runs(tmp_path: Path) -> Non
     assert "| 60 | 32 | 0.05 | 0.0005 | 96 |" in lines[0]
 
 
+def test_two_pairs_are_no_verdict_however_wide_apart() -> None:
+    two, three = ({seed: 6.4 + 0.2 * seed for seed in range(n)} for n in (2, 3))
+    nothing = dict.fromkeys(range(3), 0.0)
+    small, large = (report.paired_difference(values, nothing) for values in (two, three))
+    assert small.low > 0 and not small.beyond_chance
+    assert large.low > 0 and large.beyond_chance
+
+
+def test_a_copy_that_lacks_images_stands_in_no_table_with_the_whole_set(results: Path) -> None:
+    config = RunConfig(dataset="ucm", method="kd", seed=0)
+    record = make_record(config, 70.0)
+    part = dataclasses.replace(record, data=record.data | {"train": 1435})
+    whole = make_record(RunConfig(dataset="ucm", method="kd", seed=1), 70.0)
+    assert len(report.group([whole, record])) == 1
+    with pytest.raises(report.ReportError, match=r"sets of \(1435, 210, 420\) and \(1470, 210, 420\) images"):
+        report.group([whole, part])
+
+
+@pytest.mark.parametrize("change", [{"round_to": 16}, {"pretrain": "aid:20"}])
+def test_a_control_has_the_same_size_and_the_same_start(change: dict) -> None:
+    plain = [RunConfig(dataset="ucm", method=method, ratio=0.7) for method in ("dense", "scratch", "bpl")]
+    other = RunConfig(dataset="ucm", method="bpl", ratio=0.7, **change)
+    *_, row = rows = report.group(make_record(config, 70.0) for config in plain)
+    assert [report.control(rows, row, method).method for method in ("dense", "scratch")] == ["dense", "scratch"]
+    rows = report.group(make_record(config, 70.0) for config in [*plain[:2], other])
+    assert report.control(rows, rows[-1], "scratch") is None
+
+
+def test_records_from_before_a_knob_existed_are_found_by_its_default(results: Path) -> None:
+    path = sorted(results.glob("ucm/bpl-*.json"))[0]
+    content = json.loads(path.read_text())
+    del content["config"]["pretrain"], content["config"]["compile"]
+    path.write_text(json.dumps(content))
+    count = len(list(results.glob("*/*.json")))
+    assert sum(len(row.records) for row in report.collect(dataset="ucm", pretrain=None)) == count
+    table = load_records(results)
+    assert len(table) == count and set(table["compile"]) == {"off"} and table["pretrain"].isna().all()
+
+
 def test_find_prefers_the_methods_own_settings_whatever_the_training(results: Path) -> None:
     for weight in (0.0, None):  # no diversity loss, and the default weight, both for fewer epochs
         config = RunConfig(dataset="aid", method="bpl", ratio=0.7, epochs=20, diversity_weight=weight)
@@ -357,6 +396,11 @@ def test_find_prefers_the_methods_own_settings_whatever_the_training(results: Pa
 
 
 def test_an_aim_is_met_by_the_mean_or_not(results: Path) -> None:
+    dense = report.find(report.collect(dataset="ucm"), "dense")
+    assert "is open until so many are recorded:" in repr(report.aim_met(dense, 1.0, []))  # three seeds
+    for seed in (3, 4):
+        config = RunConfig(dataset="ucm", method="dense", seed=seed)
+        save_record(make_record(config, 75.0), record_path(config, "real", results))
     dense = report.find(report.collect(dataset="ucm"), "dense")
     mean = dense.accuracy.mean
     reached = repr(report.aim_met(dense, mean - 0.5, [None]))

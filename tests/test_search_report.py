@@ -144,6 +144,9 @@ def test_methods_are_held_against_the_network_from_scratch_of_more_epochs_too(sa
     assert f"better beyond chance: OED ({points(gain)})" in first and "no difference shown: Plain KD" in first
     assert "trained for 120 epochs, at 75.17 % [73.5" in longer and "over n = 3 seeds" in longer
     assert "no difference shown: OED (−1.00)" in longer and "worse beyond chance: Plain KD" in longer
+    assert "left where all 2 are tested at once (Holm): OED" in first
+    two = repr(report.ranking(report.recorded([run for run in runs if run.seed < 2 and run.epochs == 60])))
+    assert "too few seeds to say: OED, Plain KD" in two and "chance" not in two  # no verdict of two pairs
     assert "\n" not in repr(report.ranking(report.recorded(runs[:9])))  # without a longer control, no such line
 
 

@@ -120,7 +120,7 @@ class _Images:
 
 
 class _Material:
-    images = _Images()
+    images, work = _Images(), None
 
 
 def test_it_starts_from_the_weights_of_its_control(tree):

@@ -5,6 +5,7 @@ record first: whether it can be read, and whether it is what its name says. A re
 replaced unasked, and where one is refused none is taken.
 """
 
+import contextlib
 import io
 import re
 import zipfile
@@ -92,6 +93,14 @@ def merge_bundles(bundles: list[Path], folder: Path | None = None, *, replace: b
         for name, content in _read(bundle).items():
             if new.setdefault(name, content) != content:
                 raise BundleError(f"{name} of {bundle} is different in another bundle: give the one to be taken alone")
+    with contextlib.ExitStack() as held:  # a run that ends meanwhile waits: its record is not written over
+        for place in sorted({(folder / name).parent for name in new}):
+            held.enter_context(folder_held(place))
+        return _take(new, folder, replace=replace)
+
+
+def _take(new: dict[str, bytes], folder: Path, *, replace: bool) -> Merged:
+    """Write records that are not there yet, or, where asked for, in the place of others."""
     there = {name: (folder / name).read_bytes() for name in new if (folder / name).exists()}
     different = [name for name, content in there.items() if content != new[name]]
     if different and not replace:
@@ -101,7 +110,6 @@ def merge_bundles(bundles: list[Path], folder: Path | None = None, *, replace: b
         )
     for name, content in new.items():
         if there.get(name) != content:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_atomic(folder / name, content)
     return Merged(len(new) - len(there), len(there) - len(different), len(different))
 

@@ -65,7 +65,7 @@ TIERS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 # What a method fills in where the config says None. freeze_at is a share of the epochs, at least one epoch: BPL's masks
-# are ranked once, after the first epoch, as the released code's are in effect.
+# are ranked once, after a hundredth of the epochs, early as the released code's are in effect.
 _PRUNING: dict[str, dict[str, Any]] = {
     "bpl": {"criterion": "l2", "mask": "hard", "freeze_at": 0.01},
     "l1": {"criterion": "l1", "mask": "hard", "freeze_at": 0.5},
@@ -163,7 +163,7 @@ class RunConfig:
         image_size: height and width in pixels.
         stored_size: height and width in pixels of the kept training images, from which random crops are sampled;
             image_size where neither config nor tier says otherwise.
-        width: filters of the first stage; None for the network's published width.
+        width: filters of the first stage; None for the tier's, or, with another network than its, the published one.
         batch_size: images a step.
         schedule: one-cycle, or released (a tenth of the rate at half and at three quarters of the epochs).
         learning_rate: the highest rate of the schedule.
@@ -179,13 +179,14 @@ class RunConfig:
         mask: soft (re-ranked until the freeze, pruned filters may come back), hard (ranked once, at the freeze),
             released (as the released BPL code: ranked after every `mask_every` epochs, the partner's gradients and the
             batch normalisation not masked) or leaking (the same with the partner's gradients masked).
-        mask_every: epochs between two rankings of a soft mask.
+        mask_every: epochs between two rankings of a mask that is ranked again (soft, released, leaking).
         freeze_at: share of the epochs after which masks no longer change, in (0, 1]; at least one epoch.
         slim_at: when training goes on with the physically smaller network (the same function, cheaper): freeze, none
             (masked channels are computed to the end), or the number of an epoch, not before the freeze.
         diversity_weight: factor of the diversity loss; 0.01 in the released code.
         diversity_form: a key of `bpl.diversity.FORMS`.
-        partner: shape of BPL's partners: same, acnet (1 x k and k x 1) or dbb (1 x 1 and 1 x 1 before k x k).
+        partner: shape of BPL's partners: same, acnet (1 x k and k x 1) or dbb (1 x 1, 1 x 1 before k x k, and
+            1 x 1 before an average).
         kernel_norm: fixed holds the norm of every kernel of a block and its partners at what it was before the step, so
             that all such runs have one effective learning rate; None lets it go where training takes it.
         pretrain: data set and epochs on which the dense network was trained before, such as aid:20; its weights but the

@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bpl.partner import partner_blocks
 from bpl.partner_conv import PartnerConv2d
 
 Pair = tuple[Tensor, Tensor]
-EPSILON = 1e-12  # keeps the cosine of a zero vector (a fully masked filter) at 0 and its gradient finite
+EPSILON = 1e-12  # keeps the cosine of a zero vector at 0 and its gradient finite
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -34,8 +35,7 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     Returns:
         (...), in [-1, 1]; 0 where a vector is zero.
     """
-    # rsqrt of the product of squared norms: one division, and finite gradients at zero
-    return (a * b).sum(-1) * (a.square().sum(-1) * b.square().sum(-1) + EPSILON).rsqrt()
+    return F.cosine_similarity(a, b, dim=-1)  # finite at zero, its gradient too
 
 
 def signed(a: Tensor, b: Tensor) -> Tensor:

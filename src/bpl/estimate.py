@@ -21,7 +21,7 @@ from bpl.models import build_model
 from bpl.partner import grow_partners
 from bpl.pruning import slim
 from bpl.pruning.masks import kept_filters, prunable_sets
-from bpl.schedule import steps_an_epoch
+from bpl.schedule import images_an_epoch
 
 UTILISATION = 0.05  # assumed share of the chip's bf16 rate; ResNets wait for memory, and narrow layers more so
 
@@ -59,7 +59,7 @@ def training_macs(config: RunConfig, images: int, classes: int) -> int:
         config.round_to or 1, config.partner or "same",
     )  # fmt: skip
     before, after = _STEP[config.method](dense, narrow, partners, slimmed)
-    seen = min(images, config.batch_size * steps_an_epoch(images, config.batch_size))
+    seen = images_an_epoch(images, config.batch_size)
     shrunk = config.epochs if config.slim_at in (None, "none") or config.mask in LEAKING_MASKS else config.slim_at
     shrunk = config.freeze_epoch if shrunk == "freeze" else shrunk
     return seen * (shrunk * before + (config.epochs - shrunk) * after)

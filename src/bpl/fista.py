@@ -57,16 +57,6 @@ def fista_step(at: Fista, gradient: Tensor, step: float, prox: Callable[[Tensor]
     return Fista(x, x + (at.a - 1) / a * (x - at.x), a)
 
 
-def soft_threshold(z: Tensor, threshold: float) -> Tensor:
-    """The proximal map of threshold * |x|_1: sign(z) max(|z| - threshold, 0).
-
-    Args:
-        z: any tensor.
-        threshold: at least 0; what is no larger in size becomes exactly 0.
-    """
-    return z.sign() * (z.abs() - threshold).clamp(min=0)
-
-
 def shrink_nonnegative(z: Tensor, threshold: float) -> Tensor:
     """The proximal map of threshold * |x|_1 over x >= 0: max(z - threshold, 0).
 

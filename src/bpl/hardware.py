@@ -161,7 +161,7 @@ def measured_share(
     return share
 
 
-def config_widths(config: RunConfig, model: nn.Module) -> dict[str, int] | None:
+def config_widths(config: RunConfig, model: nn.Module, work: Path | None = None) -> dict[str, int] | None:
     """The widths that a run's `target` asks for; None where it has none, and the ratio counts.
 
     They are kept in a file among the runs' checkpoints: a run that is resumed, and the other seeds of its row, get the
@@ -171,6 +171,7 @@ def config_widths(config: RunConfig, model: nn.Module) -> dict[str, int] | None:
     Args:
         config: the run.
         model: its dense network, without partners.
+        work: folder of the runs' checkpoints; None for the checkout's.
 
     Raises:
         ValueError: the target cannot be met, or the file of a measured target is damaged.
@@ -184,13 +185,16 @@ def config_widths(config: RunConfig, model: nn.Module) -> dict[str, int] | None:
     if config.target.startswith("latency"):
         asked["machine"] = machine()
     name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
-    path = work_folder() / "widths" / f"{name}.json"
+    path = (work or work_folder()) / "widths" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_suffix(".lock"), "w") as lock:  # of two runs at once the second waits for the first
         fcntl.flock(lock, fcntl.LOCK_EX)
         widths = _read_widths(path, asked)
         if widths is None:
-            found = widths_for(model, config.target, config.image_size, scope=config.scope, round_to=config.round_to)
+            with torch.random.fork_rng(devices=[]):  # measured or read: what a run draws after it is the same
+                found = widths_for(
+                    model, config.target, config.image_size, scope=config.scope, round_to=config.round_to
+                )
             content = {"share": found.share, "widths": found.widths, "asked": asked}
             write_atomic(path, json.dumps(content, indent=1).encode())
             widths = found.widths

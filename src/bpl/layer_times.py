@@ -5,7 +5,6 @@ kernel took: neither the call nor the change of memory layout at the ends, which
 in the number. The fastest of some passes counts, since other work on the machine only ever adds time.
 """
 
-import copy
 import json
 import math
 import tempfile
@@ -19,7 +18,7 @@ import torch
 from torch import nn
 
 from bpl.channels import ChannelGraph, Channels
-from bpl.measure import image_channels
+from bpl.measure import image_channels, on_meta, pass_shapes
 
 SECONDS = 0.02  # spent on a layer at one width; at least 5 passes are made
 
@@ -81,8 +80,7 @@ def layers_of(model: nn.Module, image_size: int) -> dict[str, Layer]:
     Returns:
         Name -> layer, in the order of the forward pass.
     """
-    shapes = copy.deepcopy(model).to("meta").eval()
-    channels = image_channels(shapes, image_size)
+    shapes, channels = on_meta(model), image_channels(model, image_size)
     found: dict[str, Layer] = {}
 
     def look(name: str, module: nn.Module, x: torch.Tensor) -> None:
@@ -98,7 +96,7 @@ def layers_of(model: nn.Module, image_size: int) -> dict[str, Layer]:
     for name, module in shapes.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.register_forward_hook(lambda module, inputs, _, name=name: look(name, module, inputs[0]))
-    shapes(torch.empty(1, channels, image_size, image_size, device="meta", dtype=next(shapes.parameters()).dtype))
+    pass_shapes(shapes, channels, image_size)
     return found
 
 

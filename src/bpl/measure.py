@@ -32,7 +32,23 @@ def clock_of(clock: str) -> Callable[[], float]:
     return time.process_time if clock == "processor" else time.perf_counter
 
 
+def on_meta(model: nn.Module) -> nn.Module:
+    """A copy of a network in evaluation mode that has shapes only: a pass through it computes nothing."""
+    return copy.deepcopy(model).to("meta").eval()
+
+
 @torch.no_grad()
+def pass_shapes(shapes: nn.Module, channels: int, image_size: int) -> None:
+    """Send one image without values through a network of `on_meta`.
+
+    Args:
+        shapes: the network.
+        channels: of the image.
+        image_size: its height and width in pixels.
+    """
+    shapes(torch.empty(1, channels, image_size, image_size, device="meta", dtype=next(shapes.parameters()).dtype))
+
+
 def image_channels(model: nn.Module, image_size: int) -> int:
     """How many channels the images of a network have.
 
@@ -47,10 +63,8 @@ def image_channels(model: nn.Module, image_size: int) -> int:
     convs = (module for module in model.modules() if isinstance(module, nn.Conv2d))
     channels = next((conv.in_channels for conv in convs), 3)
     if channels != 3:
-        shapes = copy.deepcopy(model).to("meta").eval()
-        dtype = next(shapes.parameters()).dtype
         try:
-            shapes(torch.empty(1, 3, image_size, image_size, device="meta", dtype=dtype))
+            pass_shapes(on_meta(model), 3, image_size)
         except Exception:  # whatever a layer raises on images that are not its own
             return channels
     return 3
@@ -70,7 +84,6 @@ def count_macs(model: nn.Module, image_size: int) -> int:
     return macs_of_modules(model, image_size)[""]
 
 
-@torch.no_grad()
 def macs_of_modules(model: nn.Module, image_size: int) -> dict[str, int]:
     """`count_macs` of every module of a network that has any, by name; "" is the whole network.
 
@@ -78,10 +91,10 @@ def macs_of_modules(model: nn.Module, image_size: int) -> dict[str, int]:
         model: a network; it is not changed.
         image_size: height and width of the image in pixels.
     """
-    shapes = copy.deepcopy(model).to("meta").eval()
+    shapes = on_meta(model)
     channels = image_channels(shapes, image_size)
     with FlopCounterMode(display=False) as counter:
-        shapes(torch.empty(1, channels, image_size, image_size, device="meta", dtype=next(shapes.parameters()).dtype))
+        pass_shapes(shapes, channels, image_size)
     counts = counter.get_flop_counts()  # "ResNet.layer1.0.conv1" -> operation -> FLOPs
     macs = {path.partition(".")[2]: sum(of.values()) // 2 for path, of in counts.items()}
     return macs | {"": counter.get_total_flops() // 2}
@@ -207,9 +220,9 @@ def measure_latency(
         start = time.perf_counter()
         run()
         times.append((time.perf_counter() - start) * 1e3)
-    low, _, high = statistics.quantiles(times, n=4)
+    low, median, high = quartiles(times)
     return Latency(
-        median_ms=statistics.median(times),
+        median_ms=median,
         low_ms=low,
         high_ms=high,
         passes=len(times),
@@ -217,7 +230,7 @@ def measure_latency(
         batch_size=batch_size,
         image_size=image_size,
         threads=torch.get_num_threads(),
-        device="cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
+        device="cpu" if backend == "onnxruntime" or device.type == "cpu" else torch.cuda.get_device_name(device),
     )
 
 

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bpl.diversity import diversity_loss
-from bpl.measure import image_channels
+from bpl.measure import image_channels, on_meta
 from bpl.partner import partner_blocks
 
 
@@ -113,7 +113,7 @@ def inference_memory(model: nn.Module, image_size: int, batch_size: int = 1) -> 
         image_size: height and width of the images in pixels.
         batch_size: images in a pass.
     """
-    network = copy.deepcopy(model).to("meta").eval()
+    network = on_meta(model)
     images = torch.empty(batch_size, image_channels(model, image_size), image_size, image_size, device="meta")
     there = [*network.parameters(), *network.buffers()]
     with LiveBytes([*there, images]) as memory:

@@ -6,7 +6,7 @@ max-pooling stay), and VGG a global-average head in place of its three linear la
 
 from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import nn
 from torchvision import models as tv
 
 from bpl.partner import replace_module
@@ -157,14 +157,3 @@ def build_model(name: str, num_classes: int, image_size: int = 256, width: int |
         _scale_widths(model, width / base, num_classes)
     model.bpl_arch = {"name": name, "num_classes": num_classes, "image_size": image_size, "width": width}
     return model
-
-
-def logits_of(model: nn.Module, images: Tensor) -> Tensor:
-    """Logits (B, classes) of a batch of normalised images (B, 3, H, W), in evaluation mode, the mode restored."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        return model(images)
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -134,8 +134,10 @@ class PartnerConv2d(nn.Module):
 
     Stands where the convolution stood, under its name; an `nn.Identity` stands where its batch normalisation was.
 
-    The scales gamma of n branches start at 1 / sqrt(2 n): 0.5 for the two of the released code. Fresh branches are
-    independent, so their variances add, and a fresh block of any shape has the scale of a released one.
+    The scales gamma of n branches, 1 in a fresh batch normalisation, are multiplied by 1 / sqrt(2 n): 0.5 for the two
+    of the released code. Fresh branches are independent, so their variances add, and a fresh block of any shape has
+    the scale of a released one. In a trained network the original keeps which of its channels count; what the block
+    computes changes all the same, since a fresh partner is added to it.
 
     Args:
         conv: the original convolution.
@@ -148,8 +150,9 @@ class PartnerConv2d(nn.Module):
         super().__init__()
         partners = same_shape(conv, norm) if partners is None else partners
         self.branches = nn.ModuleList([ConvNorm(conv, norm), *partners])
-        for branch in self.branches:
-            nn.init.constant_(branch.norms[-1].weight, (2 * len(self.branches)) ** -0.5)
+        with torch.no_grad():
+            for branch in self.branches:
+                branch.norms[-1].weight.mul_((2 * len(self.branches)) ** -0.5)
         for wrapper in self.modules():
             if not isinstance(wrapper, nn.Conv2d | nn.BatchNorm2d):  # the layers inside keep the mode they are in
                 wrapper.training = conv.training

@@ -11,7 +11,8 @@ Every branch ends in a batch normalisation of its own, and is one k x k kernel a
                                           b[n] = b2[n] + sum_m b1[m] sum_uv K2[n, m, u, v]
 
 The second rule holds at the border of a map only if K2 reads there what the 1 x 1 makes of the block's own padding, and
-of a zero it makes b1. So the map is padded between the two, with b1 and not with zeros (as in the authors' code).
+of a zero it makes b1. So the map is padded between the two, with b1 and not with zeros (as in the authors' code,
+which lets no gradient through the border; here it flows).
 """
 
 from collections.abc import Callable

@@ -101,9 +101,11 @@ def fabric_of(config: RunConfig) -> Any:
 
     for package in ("lightning_fabric", "lightning.fabric"):
         logging.getLogger(package).setLevel(logging.WARNING)  # what it would say is in the record
+    # Fabric's own auto would take other accelerators too, where float64 is missing and nothing here was tried.
+    accelerator = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     precision = {"float32": "32-true", "bf16": "bf16-mixed"}[config.precision]
     if started() == 1:
-        return Fabric(accelerator=config.device, devices=1, precision=precision)
+        return Fabric(accelerator=accelerator, devices=1, precision=precision)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", started()))
     if config.device != "cpu" and 0 < torch.cuda.device_count() < here:
         raise ValueError(
@@ -111,7 +113,7 @@ def fabric_of(config: RunConfig) -> Any:
             "many, or --device cpu"
         )
     fabric = Fabric(
-        accelerator=config.device,
+        accelerator=accelerator,
         devices=here,
         num_nodes=started() // here,
         strategy=DDPStrategy(timeout=PATIENCE),

@@ -279,9 +279,13 @@ def load_records(folder: Path | None = None, **where: Any) -> "pandas.DataFrame"
     return table.reset_index(drop=True)
 
 
+_DEFAULTS = {f.name: f.default for f in dataclasses.fields(RunConfig) if f.default is not dataclasses.MISSING}
+
+
 def _row(path: Path, record: Record) -> dict[str, Any]:
     cost = record.cost
     return {
+        **_DEFAULTS,  # of knobs that are younger than the record
         **record.config,
         "source": record.data["source"],
         **record.accuracy,

@@ -39,4 +39,14 @@ def steps_an_epoch(images: int, batch_size: int) -> int:
     return max(1, images // batch_size)
 
 
+def images_an_epoch(images: int, batch_size: int) -> int:
+    """Images that one pass over the training part sees: those of the dropped last batch are left out.
+
+    Args:
+        images: number of training images.
+        batch_size: images a step.
+    """
+    return min(images, batch_size * steps_an_epoch(images, batch_size))
+
+
 SCHEDULES = {"one-cycle": one_cycle, "released": released}

@@ -168,12 +168,14 @@ def train(
     torch.manual_seed(config.seed)
     if dense is None:
         dense = partial(_train_dense, config, images, split, progress)
-    method = REGISTRY[config.method](config, Material(images, split.train, dense, fabric.autocast))
+    work = checkpoint and checkpoint.parent.parent
+    method = REGISTRY[config.method](config, Material(images, split.train, dense, fabric.autocast, work))
     model = build_model(config.arch, len(images.classes), config.image_size, config.width)
     state = processes.decide(lambda: _resume(checkpoint, config, images, split))
     begun = None
     if config.pretrain is not None and state is None:
-        begun = (start or partial(_train_start, config, images.source, progress))()
+        with torch.random.fork_rng(devices=[]):  # trained or loaded: what is drawn from here on is the same
+            begun = (start or partial(_train_start, config, images.source, progress))()
         transfer(begun.network, model)
     model = method.prepare(model) if state is None else method.prepare_again(model, state["method"])
     model = model.to(fabric.device, memory_format=torch.channels_last)  # first: a method's masks follow its device

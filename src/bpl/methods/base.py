@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,12 +26,14 @@ class Material:
         train: (n,) indices of the training part; a method sees no other image.
         make_dense: trains the dense network of the same run, or loads it where it was trained before.
         autocast: a context in which forward passes run in the precision of the run.
+        work: folder of the runs' checkpoints; None for the checkout's.
     """
 
     images: ImageSet
     train: Tensor
     make_dense: Callable[[], nn.Module]
     autocast: Callable[[], AbstractContextManager]
+    work: Path | None = None
     _dense: list[nn.Module] = field(default_factory=list, repr=False)
 
     def dense_network(self) -> nn.Module:

@@ -72,8 +72,9 @@ class CompactKD(Taught):
         self.cost = ChannelCost(graph, self.sets, kind, config.image_size)
         uniform = [kept_filters(n, config.ratio, config.round_to) for n in self.cost.sizes]
         self.allowed = int(budget.share * self.cost.full) if budget else int(self.cost.total(uniform))
-        least = self.cost.total(smallest_widths(self.cost.sizes, config.round_to)) / self.cost.full
-        if self.allowed < least * self.cost.full:
+        smallest = self.cost.total(smallest_widths(self.cost.sizes, config.round_to))
+        if self.allowed < smallest:
+            least = smallest / self.cost.full
             network = f"{config.arch} with scope {config.scope!r}"
             if least == 1:  # no layer is wider than one group of channels
                 raise ValueError(

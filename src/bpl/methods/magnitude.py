@@ -44,7 +44,7 @@ class Pruned(Method):
         self._holder: MaskHolder | None = None  # acts after every step, once masks are frozen and not yet slimmed
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        self.widths = decide(lambda: config_widths(self.config, model))
+        self.widths = decide(lambda: config_widths(self.config, model, self.material.work))
         return model
 
     # -- ranking and freezing -------------------------------------------------------------------------------------
@@ -92,8 +92,11 @@ class Pruned(Method):
         self._holder.apply()
 
     def _rank_as_released(self, training: Training) -> None:
-        """The released code: zero the filters of all branches at every ranking, and hold no batch normalisation."""
-        if training.epoch % self.config.mask_every and training.epoch < training.epochs:
+        """The released code: zero the filters of all branches at every ranking, and hold no batch normalisation.
+
+        The first ranking comes after the first epoch, the others every `mask_every` epochs, and one at the end.
+        """
+        if (training.epoch - 1) % self.config.mask_every and training.epoch < training.epochs:
             return
         self.masks = self._rank(training.model)
         MaskHolder(training.model, self.masks, filters_only=True).apply()

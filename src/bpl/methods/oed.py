@@ -1,7 +1,7 @@
 """OED: Pruning Blocks for CNN Compression and Acceleration via Online Ensemble Distillation (Wang et al. 2019).
 
     replicate   K copies of the network, block i of all of them act(m_i F(x) + shortcut(x))          `OnlineEnsemble`
-    teach       CE of copies and teacher + w (KL(teacher || copy) + KL(copy || teacher))              loss
+    teach       CE of copies and teacher + w (KL(teacher || copy) + KL(copy || teacher) / K)          loss
     solve       m by FISTA, the penalty |m|_1 in its proximal map alone                               after_step
     remove      blocks with m_i = 0, for good                                                         after_epoch
     ship        the first copy, m folded into its batch normalisations                                finish

@@ -14,7 +14,7 @@ class Scratch(Method):
 
     def prepare(self, model: nn.Module) -> nn.Module:
         config = self.config
-        widths = decide(lambda: config_widths(config, model))
+        widths = decide(lambda: config_widths(config, model, self.material.work))
         masks = prune_masks(model, config.ratio, scope=config.scope, round_to=config.round_to, widths=widths)
         narrow = initialise(slim(model, masks))
         for module in narrow.modules():

@@ -4,7 +4,7 @@ from torch import nn
 
 from bpl.measure import count_macs
 from bpl.methods.base import Method
-from bpl.schedule import steps_an_epoch
+from bpl.schedule import images_an_epoch
 
 
 class Taught(Method):
@@ -23,8 +23,8 @@ class Taught(Method):
 
     def macs_before(self) -> int:
         dense, images = self.config.dense(), len(self.material.train)
-        seen = min(images, dense.batch_size * steps_an_epoch(images, dense.batch_size))  # in an epoch
-        return 3 * count_macs(self.teacher, dense.image_size) * seen * dense.epochs
+        seen = images_an_epoch(images, dense.batch_size) * dense.epochs
+        return 3 * count_macs(self.teacher, dense.image_size) * seen
 
     def macs_per_image(self, model: nn.Module) -> int:
         forward = count_macs(self.teacher, self.config.image_size) if self.teaches else 0

@@ -10,16 +10,13 @@ depends on how many channels are left on the other side: the weight that MorphNe
 normalisation scale (Gordon et al. 2018, who count a channel as alive or not).
 """
 
-import copy
 import math
 from collections import Counter
 from collections.abc import Sequence
 
-import torch
-
 from bpl.budget import COSTS
 from bpl.channels import ChannelGraph, Channels
-from bpl.measure import count_macs, count_params, image_channels
+from bpl.measure import count_macs, count_params, image_channels, on_meta, pass_shapes
 from bpl.partner import partner_blocks
 
 
@@ -104,15 +101,13 @@ def _terms(graph: ChannelGraph, sets: Sequence[Channels], pixels: dict[str, int]
     return dict(terms)
 
 
-@torch.no_grad()
 def _pixels(graph: ChannelGraph, image_size: int) -> dict[str, int]:
     """Conv name -> number of pixels of its output map, from a pass on the meta device."""
-    shapes = copy.deepcopy(graph.model).to("meta").eval()
-    channels = image_channels(shapes, image_size)
+    shapes, channels = on_meta(graph.model), image_channels(graph.model, image_size)
     pixels: dict[str, int] = {}
     for name in graph.sites:
         shapes.get_submodule(name).register_forward_hook(
             lambda _module, _inputs, output, name=name: pixels.__setitem__(name, output.shape[2:].numel())
         )
-    shapes(torch.empty(1, channels, image_size, image_size, device="meta", dtype=next(shapes.parameters()).dtype))
+    pass_shapes(shapes, channels, image_size)
     return pixels

@@ -60,8 +60,8 @@ def slim(model: nn.Module, masks: dict[str, Tensor]) -> nn.Module:
         masks: conv name -> bool tensor (N,), True = kept.
 
     Returns:
-        A new network of ordinary modules (no masks, no hooks) that computes in evaluation mode exactly what `model`
-        computes with these masks applied. Where the model has partners, so has the new one.
+        A new network of ordinary modules, without masks, that computes in evaluation mode exactly what `model` computes
+        with these masks applied. Where the model has partners, so has the new one.
 
     Raises:
         ValueError: a mask that does not fit the model.

@@ -120,6 +120,6 @@ def demo_table(card: Mapping[str, Any], caption: str, name: str) -> Markdown:
     return Markdown(numbered_table(header, lines, caption, name))
 
 
-def load_card(folder: Path | None = None) -> dict[str, Any]:
+def load_card() -> dict[str, Any]:
     """The card of the demo network."""
-    return json.loads(((folder or Path(__file__).parents[1] / "demo") / "card.json").read_text())
+    return json.loads((Path(__file__).parents[1] / "demo" / "card.json").read_text())

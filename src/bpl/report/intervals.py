@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from bpl.report.display import Drawing, Markdown
-from bpl.report.numbers import interval, points, spread
+from bpl.report.numbers import p_value, points, spread, with_interval
 from bpl.report.rows import Row
 from bpl.report.sentences import NO_RECORDS, difference, from_pairs, seeds
 from bpl.report.style import COLOURS, GREY, drawing, new_axes
@@ -55,7 +55,7 @@ def difference_table(pairs: Sequence[Pair], caption: str, name: str) -> Markdown
         value = row.difference(other)
         cells = [MISSING, MISSING]
         if value is not None:
-            cells = [f"{points(value.mean)} {interval(value.low, value.high, signed=True)}".strip(), _p(value.p)]
+            cells = [with_interval(value), _p(value.p)]
         unpaired = "" if value is None or value.n == row.accuracy.n else f" ({value.n} in pairs)"
         lines.append(
             [label, spread(row.accuracy), points(row.best_epoch_gain.mean), *cells, f"{row.accuracy.n}{unpaired}"]
@@ -96,4 +96,4 @@ def difference_chart(pairs: Sequence[Pair], against: str) -> Drawing | Markdown:
 def _p(value: float | None) -> str:
     if value is None:
         return MISSING
-    return "< 0.001" if value < 0.001 else f"{value:.2g}"
+    return p_value(value).removeprefix("= ")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from bpl.report.display import Markdown
-from bpl.report.numbers import interval, points, spread
+from bpl.report.numbers import spread, with_interval
 from bpl.report.rows import Row
 from bpl.report.sentences import NO_RECORDS, seeds
 from bpl.report.tables import numbered_table
@@ -56,6 +56,5 @@ def best_epoch_gains(arms: Sequence[tuple[str, Row | None]]) -> Markdown:
     for label, row in arms:
         if row is not None:
             gain = row.best_epoch_gain
-            shown = f"{points(gain.mean)} points {interval(gain.low, gain.high, signed=True)}".rstrip()
-            items.append(f"- {label}: {shown} {seeds(gain.n)}")
+            items.append(f"- {label}: {with_interval(gain, 'points')} {seeds(gain.n)}")
     return Markdown("\n".join(items) or NO_RECORDS)

@@ -1,6 +1,6 @@
 """How numbers are written: decimals, signs and brackets, the same in tables, sentences and figures."""
 
-from bpl.report.statistics import Summary
+from bpl.report.statistics import Difference, Summary
 
 MINUS = "−"
 NBSP = "\N{NO-BREAK SPACE}"  # a number and its interval stay on one line
@@ -32,6 +32,22 @@ def interval(low: float | None, high: float | None, *, signed: bool = False) -> 
     if signed:
         return f"[{_end(low)},{NBSP}{_end(high)}]"
     return f"[{low:.1f},{NBSP}{high:.1f}]"
+
+
+def with_interval(value: Difference | Summary, unit: str = "") -> str:
+    """A mean difference with its sign, its unit and its interval where it has one: "−0.24 points [−1.2, +0.7]".
+
+    Args:
+        value: the difference, or what is summarised.
+        unit: written behind the mean; none in a table.
+    """
+    mean = f"{points(value.mean)} {unit}".rstrip()
+    return f"{mean} {interval(value.low, value.high, signed=True)}".rstrip()
+
+
+def p_value(value: float) -> str:
+    """The p of a test, such as "= 0.041" or "< 0.001"."""
+    return "< 0.001" if value < 0.001 else f"= {value:.2g}"
 
 
 def _end(value: float) -> str:

@@ -37,6 +37,9 @@ _PROTOCOL = (
 )  # fmt: skip
 
 
+_COUNTS = ("train", "validation", "test")  # images of each part, as a record has them
+
+
 class ReportError(ValueError):
     """Records that cannot be shown together; the message says which and why."""
 
@@ -166,16 +169,12 @@ class Row:
         one = command.replace(f"--seed {seeds[0]}", "--seed $seed")
         return f"for seed in {' '.join(map(str, seeds))}; do {one}; done"
 
-    def links(self, root: str = "../data/results") -> str:
-        """The row's record files as Markdown links, one a seed.
-
-        Args:
-            root: the results folder as seen from the page.
-        """
+    def links(self) -> str:
+        """The row's record files as Markdown links from a page of the book, one a seed."""
         links = []
         for record in self.records:
             file = record_path(_config_of(record), self.source, Path())
-            links.append(f"[seed {record.config['seed']}]({root}/{file.parent.name}/{record.name}.json)")
+            links.append(f"[seed {record.config['seed']}](../data/results/{file.parent.name}/{record.name}.json)")
         return ", ".join(links)
 
 
@@ -204,7 +203,7 @@ def collect(folder: Path | None = None, **where: Any) -> list[Row]:
         raise ReportError(f"unknown field {unknown[0]!r}: allowed are {', '.join(sorted(known))}")
 
     def wanted(record: Record) -> bool:
-        values = record.config | {"source": record.data["source"]}
+        values = _config_of(record).to_dict() | {"source": record.data["source"]}
         return all(
             values[key] in (value if isinstance(value, list | tuple | set) else [value]) for key, value in where.items()
         )
@@ -229,6 +228,12 @@ def group(records: Iterable[Record]) -> list[Row]:
         values = sorted({str(r.data["source"] if name == "source" else r.config[name]) for r in records})
         if len(values) > 1:
             raise ReportError(f"one table cannot mix {name} {' and '.join(values)}: choose one")
+    counted = {tuple(record.data[part] for part in _COUNTS) for record in records}
+    if len(counted) > 1:
+        few, more = sorted(counted)[:2]
+        raise ReportError(
+            f"one table cannot mix sets of {few} and {more} images ({', '.join(_COUNTS)}): one of them is no whole copy"
+        )
     groups: dict[tuple, list[Record]] = {}
     for record in records:
         # Through RunConfig: a record from before a knob existed has that knob's default.
@@ -304,7 +309,7 @@ def find(rows: list[Row], method: str, ratio: float | None = None) -> Row | None
 
 
 def control(rows: list[Row], row: Row, method: str) -> Row | None:
-    """The row to hold another against: a method at the same ratio (the dense network at none), trained alike.
+    """The row to hold another against: a method at the same size (the dense network at none), trained alike.
 
     Args:
         rows: the rows of one table.
@@ -319,7 +324,7 @@ def control(rows: list[Row], row: Row, method: str) -> Row | None:
         for other in rows
         if other.method == method
         and (method == "dense" or _size(other) == _size(row))
-        and all(other.config[name] == row.config[name] for name in _PROTOCOL)
+        and all(other.config[name] == row.config[name] for name in (*_PROTOCOL, "pretrain"))
     ]
     return found[0] if len(found) == 1 else None
 
@@ -341,7 +346,8 @@ def of_method(rows: list[Row], method: str) -> list[Row]:
 def _size(row: Row) -> tuple[Any, ...]:
     """What decides how large a pruned network is."""
     free = row.config["sparsity"] if row.method == "oed" else None
-    return row.ratio, row.config["scope"] or "inner", row.config["target"], row.config["budget"], free
+    rounded = row.config["round_to"] or 1
+    return row.ratio, row.config["scope"] or "inner", rounded, row.config["target"], row.config["budget"], free
 
 
 def recorded(configs: Iterable[RunConfig], source: str = "real", folder: Path | None = None) -> list[Row]:

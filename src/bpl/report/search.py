@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bpl.report.display import Markdown
-from bpl.report.numbers import interval, points
+from bpl.report.numbers import with_interval
 from bpl.report.rows import LABELS, Row, find
 from bpl.report.statistics import Difference, paired_difference
 from bpl.report.tables import MISSING, numbered_table, sources_of
@@ -127,6 +127,4 @@ def search_answer(rows: list[Row], tried: Sequence[Row]) -> Markdown:
 
 
 def _points(value: Difference | None) -> str:
-    if value is None:
-        return MISSING
-    return f"{points(value.mean)} {interval(value.low, value.high, signed=True)}".strip()
+    return MISSING if value is None else with_interval(value)

@@ -2,10 +2,11 @@
 
 from bpl.report.claims import Claim
 from bpl.report.display import Markdown
-from bpl.report.numbers import interval, percent_change, points
+from bpl.report.numbers import interval, p_value, percent_change, points, with_interval
 from bpl.report.rows import Row, control, find
-from bpl.report.statistics import Difference, Summary
+from bpl.report.statistics import CONFIDENCE, FEWEST, Difference, Summary, holm
 
+_AIM_SEEDS = 5  # that the mean of an aim is over
 NO_RECORDS = "No run is recorded yet for this: `bpl sweep` on the grid of this page makes the records."
 
 
@@ -26,10 +27,8 @@ def accuracy(summary: Summary) -> str:
 
 def difference(value: Difference) -> str:
     """A difference in points with interval and p, such as "−0.24 points [−1.2, +0.7], p = 0.41"."""
-    text = f"{points(value.mean)} points {interval(value.low, value.high, signed=True)}".rstrip()
-    if value.p is None:
-        return text
-    return f"{text}, p {'< 0.001' if value.p < 0.001 else f'= {value.p:.2g}'}"
+    text = with_interval(value, "points")
+    return text if value.p is None else f"{text}, p {p_value(value.p)}"
 
 
 def verdict(value: Difference | None, other: str) -> str:
@@ -93,6 +92,8 @@ def aim_met(row: Row | None, aim: float, others: list[Row | None]) -> Markdown:
     if row is None:
         return Markdown(f"The aim was {aim:g} %. {NO_RECORDS}")
     met = "met" if row.accuracy.mean >= aim else "not met"
+    if row.accuracy.n < _AIM_SEEDS:
+        met = "open until so many are recorded"
     items = [
         f"- {found.label} ({_network_name(found)}, {found.config['epochs']} epochs, split `{found.config['split']}`): "
         f"{accuracy(found.accuracy)} {seeds(found.accuracy.n)}."
@@ -100,7 +101,7 @@ def aim_met(row: Row | None, aim: float, others: list[Row | None]) -> Markdown:
         if found is not None
     ]
     return Markdown(
-        f"The aim for the first network of this list, a mean of {aim:g} % over five seeds, is {met}:\n\n"
+        f"The aim for the first network of this list, a mean of {aim:g} % over {_AIM_SEEDS} seeds, is {met}:\n\n"
         + "\n".join(items)
     )
 
@@ -139,10 +140,13 @@ def ranking(rows: list[Row]) -> Markdown:
 
 
 def _ranked(values: list[tuple[Row, Difference | None]]) -> str:
-    """Rows by what can be said of their differences to one control, each group from the largest difference down."""
+    """Rows by what can be said of their differences to one control, each group from the largest difference down.
+
+    What is beyond chance by itself is tested once more together with all the others that are held against the control.
+    """
     better, worse, alike, alone = [], [], [], []
     for row, value in values:
-        if value is None or value.low is None:
+        if value is None or value.low is None or value.n < FEWEST:
             alone.append(row.label)
         elif not value.beyond_chance:
             alike.append((value.mean, row.label))
@@ -154,6 +158,11 @@ def _ranked(values: list[tuple[Row, Difference | None]]) -> str:
         for name, members in groups
         if members
     ]
+    tested = [(row.label, value) for row, value in values if value is not None and value.n >= FEWEST and value.p]
+    together = holm([value.p for _, value in tested])
+    left = [label for (label, _), p in zip(tested, together, strict=True) if p <= 1 - CONFIDENCE]
+    if better or worse:
+        parts.append(f"left where all {len(tested)} are tested at once (Holm): {', '.join(left) or 'none'}")
     if alone:
         parts.append(f"too few seeds to say: {', '.join(alone)}")
     return "; ".join(parts)

@@ -65,8 +65,8 @@ class Difference:
 
     @property
     def beyond_chance(self) -> bool:
-        """Whether the interval leaves zero outside."""
-        return self.low is not None and not self.low <= 0 <= self.high
+        """Whether there are pairs enough for a verdict, and the interval leaves zero outside."""
+        return self.n >= FEWEST and self.low is not None and not self.low <= 0 <= self.high
 
     def p_against(self, limit: float) -> float | None:
         """Two-sided p of the paired t test of a mean difference other than 0.
@@ -106,13 +106,11 @@ def summarise(values: Sequence[float]) -> Summary:
     return Summary(len(array), float(array.mean()), float(array.std(ddof=1)), low, high)
 
 
-def bootstrap_interval(values: Sequence[float], confidence: float = CONFIDENCE, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean.
+def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Percentile bootstrap 95 % interval of the mean, the same for the same values.
 
     Args:
         values: (n,) values, n at least 2.
-        confidence: share of the resampled means inside.
-        seed: of the resampling, where there are too many values to list all resamples.
 
     Returns:
         Lower and upper end.
@@ -126,8 +124,8 @@ def bootstrap_interval(values: Sequence[float], confidence: float = CONFIDENCE, 
     if len(array) <= _ENUMERATED:
         picks = np.array(list(itertools.product(range(len(array)), repeat=len(array))))
     else:
-        picks = np.random.default_rng(seed).integers(len(array), size=(_RESAMPLES, len(array)))
-    tail = 100 * (1 - confidence) / 2
+        picks = np.random.default_rng(0).integers(len(array), size=(_RESAMPLES, len(array)))
+    tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(array[picks].mean(axis=1), [tail, 100 - tail], method="inverted_cdf")
     return float(low), float(high)
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from bpl.report.display import Markdown
-from bpl.report.numbers import interval, percent_change, points, spread
+from bpl.report.numbers import interval, percent_change, spread, with_interval
 from bpl.report.rows import Row, control, find
 from bpl.report.statistics import Difference
 
@@ -116,12 +116,10 @@ def _ratio(row: Row) -> str:
 
 
 def _difference(difference: Difference | None) -> str:
-    """Mean difference with its interval; in bold where the interval leaves zero outside."""
+    """Mean difference with its interval; in bold where that of three pairs or more leaves zero outside."""
     if difference is None:
         return MISSING
-    if difference.low is None:
-        return points(difference.mean)
-    text = f"{points(difference.mean)} {interval(difference.low, difference.high, signed=True)}"
+    text = with_interval(difference)
     return f"**{text}**" if difference.beyond_chance else text
 
 

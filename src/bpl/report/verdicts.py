@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bpl.report.display import Markdown
-from bpl.report.numbers import interval, points
+from bpl.report.numbers import points, with_interval
 from bpl.report.rows import Row
 from bpl.report.statistics import CONFIDENCE, FEWEST, Difference, holm, paired_values
 from bpl.report.tables import MISSING, numbered_table, sources_of
@@ -82,7 +82,7 @@ def verdict_table(questions: Sequence[Question], caption: str, name: str) -> Mar
         shown, n = MISSING, MISSING
         verdict = verdict_of(value, question.may_lose)
         if value is not None:
-            shown = f"{points(value.mean)} {interval(value.low, value.high, signed=True)}".strip()
+            shown = with_interval(value)
             n = str(value.n)
             rows |= {id(row): row for row in (question.arm, question.control)}
             if value.low is not None and value.n >= FEWEST:
