@@ -418,6 +418,14 @@ def test_without_a_budget_the_uniformly_pruned_network_is_the_budget(tree):
     assert method.allowed == count_macs(bpl.slim(model, bpl.prune_masks(model, 0.5, round_to=4)), 32)
 
 
+def test_the_smallest_network_there_is_within_reach_of_its_own_budget(tree):
+    """As a share of the dense network's cost, and back, it would round to more than itself."""
+    config = small(tree, "compact_kd", ratio=0.9, round_to=16, width=24)
+    method = by_hand(config)
+    scales = [scale.detach() for scale in channel_scales(method.prepare(teacher(config)).network, method.sets)]
+    assert {int(m.sum()) for m in masks_within(method.cost, scales, method.allowed, 16)} == {16}
+
+
 @pytest.mark.parametrize("kind", COSTS)
 def test_a_budget_out_of_reach_is_refused_before_the_teacher_is_trained(tree, kind):
     config = small(tree, "compact_kd", budget=f"{kind}:0.001", round_to=2)

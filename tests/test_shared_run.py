@@ -264,3 +264,11 @@ def test_the_end_of_another_process_is_one_sentence(monkeypatch):
         raise RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:1234")
     with pytest.raises(RuntimeError, match="something else"), processes.loss_said():
         raise RuntimeError("something else")
+
+
+def test_auto_is_cuda_or_the_cpu_whatever_other_accelerator_there_is(monkeypatch):
+    """As on a Mac, whose accelerator has no float64 and was never tried."""
+    accelerators = pytest.importorskip("lightning_fabric.accelerators")
+    monkeypatch.setattr(accelerators.MPSAccelerator, "is_available", staticmethod(lambda: True))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert processes.fabric_of(RunConfig("synthetic", "dense")).device.type == "cpu"
