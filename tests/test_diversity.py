@@ -47,6 +47,20 @@ def test_values_by_hand(form, relation, cosine_of):
     assert value(model_with(relation), form) == pytest.approx(expected, abs=1e-9)
 
 
+def test_where_the_released_loss_is_smallest_a_block_is_one_branch():
+    """(gamma_1 - gamma_2) z_hat + beta_1 + beta_2, in training mode: what the page on the loss says (eq-one-branch)."""
+    model = randomise_statistics(model_with("opposite")).train()
+    assert value(model, "stage-cosine") == pytest.approx(0, abs=1e-9)
+    block = next(iter(partner_blocks(model).values()))
+    x = images(size=SIZE)
+    one, other = block.branches
+    for branch in block.branches:
+        branch.norm.eps = 1e-30  # of no account where a map's variance is large
+    z_hat = (one(x) - one.norm.bias[:, None, None]) / one.norm.weight[:, None, None]
+    scale, shift = one.norm.weight - other.norm.weight, one.norm.bias + other.norm.bias
+    torch.testing.assert_close(block(x), scale[:, None, None] * z_hat + shift[:, None, None], rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("form", ["feature-cosine", "feature-squared"])
 def test_equal_branches_have_equal_features(form):
     model = model_with("equal")
