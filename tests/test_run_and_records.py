@@ -24,7 +24,7 @@ from support import (  # noqa: F401
 
 from bpl.config import RunConfig
 from bpl.data import load_images
-from bpl.export import load_model
+from bpl.export import exports_of, load_model
 from bpl.paths import project_root
 from bpl.records import (
     SCHEMA,
@@ -124,6 +124,19 @@ def _epochs_of(config, **options):
     epochs = []
     run(config, progress=False, watch=lambda epoch, _: epochs.append(epoch) or False, **options)
     return epochs
+
+
+def test_a_repeated_run_leaves_no_export_of_the_network_that_it_replaces(tree, places):
+    config = small(tree, "scratch", epochs=1)
+    run(config, progress=False)
+    (weights,) = (places / "work").glob("*/model.safetensors")
+    for file in exports_of(weights):
+        file.write_bytes(b"of the first network")
+    run(config, progress=False)  # recorded: nothing is touched
+    assert all(file.exists() for file in exports_of(weights))
+    run(config, progress=False, repeat=True)
+    assert not any(file.exists() for file in exports_of(weights))
+    assert weights.exists()
 
 
 def test_a_repeated_run_that_was_stopped_goes_on_where_it_is_asked_for_again(tree, places, monkeypatch):

@@ -20,6 +20,7 @@ from bpl.export import (
     ModelFileError,
     check_finished,
     describe_use,
+    exports_of,
     load_model,
     onnx_bytes,
     open_session,
@@ -218,8 +219,8 @@ def export(shipped: Shipped, *, out: Path | None = None, int8: bool = False, dat
             f"the ONNX network is not the PyTorch one: on {images.what} {100 * agreement.same_top1:.2f} % of the "
             f"classes are the same, and logits differ by up to {agreement.largest_difference:.1e}"
         )
-    stem = shipped.weights.stem
-    files = {f"{stem}.onnx": content}
+    onnx_name, int8_name, report_name = (file.name for file in exports_of(shipped.weights))
+    files = {onnx_name: content}
     report: dict[str, Any] = {
         "network": shipped.weights.parent.name if record is None else record.name,
         "checked_on": images.what,
@@ -231,7 +232,7 @@ def export(shipped: Shipped, *, out: Path | None = None, int8: bool = False, dat
     if int8:
         part = calibration_part(images.split.train)
         pixels = normalise(images.set.images[part], images.set.mean, images.set.std)
-        files[f"{stem}.int8.onnx"] = quantised = quantise_onnx(content, pixels)
+        files[int8_name] = quantised = quantise_onnx(content, pixels)
         int8_logits = predict(as_callable(quantised), images.set, images.split.test)
         report["int8"] = dataclasses.asdict(compare(logits, int8_logits)) | {
             "bytes": len(quantised),
@@ -241,8 +242,8 @@ def export(shipped: Shipped, *, out: Path | None = None, int8: bool = False, dat
     if folder.resolve() != shipped.weights.parent.resolve():
         for file in (shipped.weights, shipped.weights.with_suffix(".json")):
             files[file.name] = file.read_bytes()
-    files[f"{stem}.export.json"] = json.dumps(report, indent=1).encode()
-    stale = () if int8 else (folder / f"{stem}.int8.onnx",)
+    files[report_name] = json.dumps(report, indent=1).encode()
+    stale = () if int8 else (folder / int8_name,)
     removed = tuple(file for file in stale if file.exists())
     return Exported(_write(folder, files, stale), report, removed)
 

@@ -168,9 +168,9 @@ def diversity_loss(model: nn.Module, form: str = "stage-cosine") -> Tensor:
     Args:
         model: a network with partners.
         form: a key of `FORMS`. ``stage-cosine`` is the released form: sum over stages (blocks of one output stride)
-            of cos + 1; ``stage-squared`` is the same sum of cos^2. The others are means over blocks, of a cosine + 1 or a squared cosine, over whole layers or
-            filter by filter, of raw kernels, of kernels with batch normalisation folded in (``folded-*``), or of the
-            branches' outputs (``feature-*``, which need `record_outputs`).
+            of cos + 1; ``stage-squared`` is the same sum of cos^2. The others are means over blocks, of a cosine + 1 or
+            a squared cosine, over whole layers or filter by filter, of raw kernels, of kernels with batch normalisation
+            folded in (``folded-*``), or of the branches' outputs (``feature-*``, which need `record_outputs`).
 
     Returns:
         A scalar tensor, differentiable, without a weight.

@@ -45,6 +45,11 @@ def _files(path: Path) -> tuple[Path, Path]:
     return stem.parent / (stem.name + ".safetensors"), stem.parent / (stem.name + ".json")
 
 
+def exports_of(weights: Path) -> tuple[Path, Path, Path]:
+    """What `bpl export` writes beside a network's weights: ONNX, its 8-bit version, and the report."""
+    return tuple(weights.with_suffix(ending) for ending in (".onnx", ".int8.onnx", ".export.json"))
+
+
 def _refuse_unfused(model: nn.Module) -> None:
     if blocks := partner_blocks(model):
         raise ValueError(

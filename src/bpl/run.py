@@ -22,7 +22,7 @@ from bpl.checkpoint import delete_checkpoint
 from bpl.config import RunConfig
 from bpl.data import ImageSet, Split, load_images, make_split
 from bpl.exit_codes import TRY_AGAIN
-from bpl.export import load_model, read_description, save_model
+from bpl.export import exports_of, load_model, read_description, save_model
 from bpl.measure import count_macs, count_params, measure_latency
 from bpl.models import build_model
 from bpl.paths import work_folder
@@ -291,7 +291,10 @@ def _check_network(shipped: Path, recorded: Path, images: ImageSet) -> None:
 
 
 def _save_shipped(trained: Trained, images: ImageSet, place: Path) -> None:
-    save_model(trained.small, place / "model.safetensors", classes=images.classes, mean=images.mean, std=images.std)
+    weights = place / "model.safetensors"
+    for file in exports_of(weights):
+        file.unlink(missing_ok=True)  # of the network that is replaced
+    save_model(trained.small, weights, classes=images.classes, mean=images.mean, std=images.std)
 
 
 class RunBusy(ValueError):
