@@ -347,6 +347,14 @@ def test_the_search_for_the_recipe_is_a_table_of_its_runs(tmp_path: Path) -> Non
     assert "| 60 | 32 | 0.05 | 0.0005 | 96 |" in lines[0]
 
 
+def test_a_row_of_some_seeds_has_their_records_and_nothing_else(results: Path) -> None:
+    row = report.find(report.collect(dataset="ucm"), "dense")
+    some = row.only(range(1, 9))
+    assert some.seeds == [1, 2] and some.by_seed() == {seed: row.by_seed()[seed] for seed in (1, 2)}
+    assert (some.label, some.config) == (row.label, row.config)
+    assert row.only([7]) is None
+
+
 def test_two_pairs_are_no_verdict_however_wide_apart() -> None:
     two, three = ({seed: 6.4 + 0.2 * seed for seed in range(n)} for n in (2, 3))
     nothing = dict.fromkeys(range(3), 0.0)

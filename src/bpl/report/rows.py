@@ -145,6 +145,12 @@ class Row:
         """Top-1 on the test part, last epoch, percent, of every seed."""
         return {record.config["seed"]: record.accuracy["test"] for record in self.records}
 
+    def only(self, seeds: Iterable[int]) -> "Row | None":
+        """The row of these seeds alone; None where none of them is recorded."""
+        wanted = set(seeds)
+        records = tuple(record for record in self.records if record.config["seed"] in wanted)
+        return dataclasses.replace(self, records=records) if records else None
+
     def difference(self, control: "Row | None", *, new_images: bool = False) -> Difference | None:
         """Top-1 of this row minus the control's, seed by seed; None without a control or a seed in common.
 
