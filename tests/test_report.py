@@ -394,6 +394,17 @@ def test_records_from_before_a_knob_existed_are_found_by_its_default(results: Pa
     assert len(table) == count and set(table["compile"]) == {"off"} and table["pretrain"].isna().all()
 
 
+def test_a_record_of_a_folder_that_is_not_here_is_passed_over_where_it_is_not_asked_for(
+    results: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    own = tmp_path_factory.mktemp("elsewhere") / "my-images"
+    own.mkdir()
+    config = RunConfig(dataset=str(own), method="dense")
+    save_record(make_record(config, 70.0), record_path(config, "real", results))
+    own.rmdir()
+    assert {row.method for row in report.collect(dataset="ucm")} == {row["method"] for row in ROWS}
+
+
 def test_find_prefers_the_methods_own_settings_whatever_the_training(results: Path) -> None:
     for weight in (0.0, None):  # no diversity loss, and the default weight, both for fewer epochs
         config = RunConfig(dataset="aid", method="bpl", ratio=0.7, epochs=20, diversity_weight=weight)

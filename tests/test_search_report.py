@@ -11,6 +11,8 @@ from bpl.config import RunConfig
 from bpl.records import record_path, save_record
 from bpl.report.numbers import points
 from bpl.report.search import LAST, on_validation
+from bpl.report.sentences import _ranked
+from bpl.report.statistics import Difference
 from bpl.sweep import load_grid
 
 TEST = 44.44  # of every run: it must not be shown where the validation part decides
@@ -147,6 +149,8 @@ def test_methods_are_held_against_the_network_from_scratch_of_more_epochs_too(sa
     assert "left where all 2 are tested at once (Holm): OED" in first
     two = repr(report.ranking(report.recorded([run for run in runs if run.seed < 2 and run.epochs == 60])))
     assert "too few seeds to say: OED, Plain KD" in two and "chance" not in two  # no verdict of two pairs
+    certain = [(report.recorded(runs[3:6])[0], Difference(3, 5.0, 4.9, 5.1, 0.0))]  # a p too small for a float
+    assert _ranked(certain).endswith("left where all 1 are tested at once (Holm): OED")
     assert "\n" not in repr(report.ranking(report.recorded(runs[:9])))  # without a longer control, no such line
 
 

@@ -69,7 +69,6 @@ class Layer:
         return replace(self, inputs=inputs, outputs=outputs, groups=1 if self.groups == 1 else outputs)
 
 
-@torch.no_grad()
 def layers_of(model: nn.Module, image_size: int) -> dict[str, Layer]:
     """The convolutions and linear layers of a network.
 
@@ -80,7 +79,8 @@ def layers_of(model: nn.Module, image_size: int) -> dict[str, Layer]:
     Returns:
         Name -> layer, in the order of the forward pass.
     """
-    shapes, channels = on_meta(model), image_channels(model, image_size)
+    shapes = on_meta(model)
+    channels = image_channels(shapes, image_size)
     found: dict[str, Layer] = {}
 
     def look(name: str, module: nn.Module, x: torch.Tensor) -> None:

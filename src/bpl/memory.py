@@ -5,7 +5,6 @@ and given back is booked. What a kernel needs for itself while it runs, and what
 in the count; neither is the rounding of a block's size.
 """
 
-import copy
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -92,7 +91,7 @@ def step_memory(model: nn.Module, image_size: int, batch_size: int) -> StepMemor
         image_size: height and width of the images in pixels.
         batch_size: images a step.
     """
-    network = copy.deepcopy(model).to("meta").train()
+    network = on_meta(model).train()
     images = torch.empty(batch_size, image_channels(model, image_size), image_size, image_size, device="meta")
     labels = torch.empty(batch_size, dtype=torch.long, device="meta")
     there = [*network.parameters(), *network.buffers()]

@@ -282,11 +282,18 @@ def load_records(folder: Path | None = None, **where: Any) -> "pandas.DataFrame"
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(RunConfig) if f.default is not dataclasses.MISSING}
 
 
+def full_config(record: Record) -> dict[str, Any]:
+    """A record's config with every field: knobs that are younger than the record have their defaults.
+
+    Unlike a `RunConfig`, it can be had of a record whose data set is a folder that is not here.
+    """
+    return _DEFAULTS | record.config
+
+
 def _row(path: Path, record: Record) -> dict[str, Any]:
     cost = record.cost
     return {
-        **_DEFAULTS,  # of knobs that are younger than the record
-        **record.config,
+        **full_config(record),
         "source": record.data["source"],
         **record.accuracy,
         "macs": cost["macs"],

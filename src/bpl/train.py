@@ -168,7 +168,7 @@ def train(
     torch.manual_seed(config.seed)
     if dense is None:
         dense = partial(_train_dense, config, images, split, progress)
-    work = checkpoint and checkpoint.parent.parent
+    work = checkpoint and checkpoint.parent.parent  # where the runs' folders lie side by side
     method = REGISTRY[config.method](config, Material(images, split.train, dense, fabric.autocast, work))
     model = build_model(config.arch, len(images.classes), config.image_size, config.width)
     state = processes.decide(lambda: _resume(checkpoint, config, images, split))

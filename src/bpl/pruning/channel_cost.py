@@ -103,7 +103,8 @@ def _terms(graph: ChannelGraph, sets: Sequence[Channels], pixels: dict[str, int]
 
 def _pixels(graph: ChannelGraph, image_size: int) -> dict[str, int]:
     """Conv name -> number of pixels of its output map, from a pass on the meta device."""
-    shapes, channels = on_meta(graph.model), image_channels(graph.model, image_size)
+    shapes = on_meta(graph.model)
+    channels = image_channels(shapes, image_size)
     pixels: dict[str, int] = {}
     for name in graph.sites:
         shapes.get_submodule(name).register_forward_hook(

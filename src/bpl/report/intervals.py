@@ -55,7 +55,7 @@ def difference_table(pairs: Sequence[Pair], caption: str, name: str) -> Markdown
         value = row.difference(other)
         cells = [MISSING, MISSING]
         if value is not None:
-            cells = [with_interval(value), _p(value.p)]
+            cells = [with_interval(value), MISSING if value.p is None else p_value(value.p)]
         unpaired = "" if value is None or value.n == row.accuracy.n else f" ({value.n} in pairs)"
         lines.append(
             [label, spread(row.accuracy), points(row.best_epoch_gain.mean), *cells, f"{row.accuracy.n}{unpaired}"]
@@ -91,9 +91,3 @@ def difference_chart(pairs: Sequence[Pair], against: str) -> Drawing | Markdown:
     axes.set_ylim(len(drawn) - 0.5, -0.5)
     axes.set_xlabel(f"Top-1 against {against}, points")
     return drawing(figure, f"differences in top-1 against {against}, with 95 % intervals")
-
-
-def _p(value: float | None) -> str:
-    if value is None:
-        return MISSING
-    return p_value(value).removeprefix("= ")

@@ -45,9 +45,14 @@ def with_interval(value: Difference | Summary, unit: str = "") -> str:
     return f"{mean} {interval(value.low, value.high, signed=True)}".rstrip()
 
 
-def p_value(value: float) -> str:
-    """The p of a test, such as "= 0.041" or "< 0.001"."""
-    return "< 0.001" if value < 0.001 else f"= {value:.2g}"
+def p_value(value: float, equals: str = "") -> str:
+    """The p of a test, such as "0.041" or "< 0.001".
+
+    Args:
+        value: the p.
+        equals: written before a p that is given as it is.
+    """
+    return "< 0.001" if value < 0.001 else f"{equals}{value:.2g}"
 
 
 def _end(value: float) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bpl.config import RunConfig
-from bpl.records import Record, iterate_records, load_record, record_path
+from bpl.records import Record, full_config, iterate_records, load_record, record_path
 from bpl.report.statistics import Difference, Summary, paired_difference, summarise
 
 LABELS = {
@@ -35,8 +35,6 @@ _PROTOCOL = (
     "epochs", "stored_size", "batch_size", "schedule", "learning_rate", "momentum", "weight_decay", "label_smoothing",
     "augmentation", "precision",
 )  # fmt: skip
-
-
 _COUNTS = ("train", "validation", "test")  # images of each part, as a record has them
 
 
@@ -209,7 +207,7 @@ def collect(folder: Path | None = None, **where: Any) -> list[Row]:
         raise ReportError(f"unknown field {unknown[0]!r}: allowed are {', '.join(sorted(known))}")
 
     def wanted(record: Record) -> bool:
-        values = _config_of(record).to_dict() | {"source": record.data["source"]}
+        values = full_config(record) | {"source": record.data["source"]}
         return all(
             values[key] in (value if isinstance(value, list | tuple | set) else [value]) for key, value in where.items()
         )

@@ -4,7 +4,7 @@ from bpl.report.claims import Claim
 from bpl.report.display import Markdown
 from bpl.report.numbers import interval, p_value, percent_change, points, with_interval
 from bpl.report.rows import Row, control, find
-from bpl.report.statistics import CONFIDENCE, FEWEST, Difference, Summary, holm
+from bpl.report.statistics import Difference, Summary, left_together
 
 _AIM_SEEDS = 5  # that the mean of an aim is over
 NO_RECORDS = "No run is recorded yet for this: `bpl sweep` on the grid of this page makes the records."
@@ -28,7 +28,7 @@ def accuracy(summary: Summary) -> str:
 def difference(value: Difference) -> str:
     """A difference in points with interval and p, such as "−0.24 points [−1.2, +0.7], p = 0.41"."""
     text = with_interval(value, "points")
-    return text if value.p is None else f"{text}, p {p_value(value.p)}"
+    return text if value.p is None else f"{text}, p {p_value(value.p, '= ')}"
 
 
 def verdict(value: Difference | None, other: str) -> str:
@@ -144,24 +144,21 @@ def _ranked(values: list[tuple[Row, Difference | None]]) -> str:
 
     What is beyond chance by itself is tested once more together with all the others that are held against the control.
     """
-    better, worse, alike, alone = [], [], [], []
-    for row, value in values:
-        if value is None or value.low is None or value.n < FEWEST:
-            alone.append(row.label)
-        elif not value.beyond_chance:
-            alike.append((value.mean, row.label))
-        else:
-            (better if value.mean > 0 else worse).append((value.mean, row.label))
+    alone = [row.label for row, value in values if value is None or not value.testable]
+    tested = [(row.label, value) for row, value in values if value is not None and value.testable]
+    better, worse, alike = [], [], []
+    for label, value in tested:
+        group = alike if not value.beyond_chance else better if value.mean > 0 else worse
+        group.append((value.mean, label))
     groups = (("better beyond chance", better), ("worse beyond chance", worse), ("no difference shown", alike))
     parts = [
         f"{name}: {', '.join(f'{label} ({points(mean)})' for mean, label in sorted(members, reverse=True))}"
         for name, members in groups
         if members
     ]
-    tested = [(row.label, value) for row, value in values if value is not None and value.n >= FEWEST and value.p]
-    together = holm([value.p for _, value in tested])
-    left = [label for (label, _), p in zip(tested, together, strict=True) if p <= 1 - CONFIDENCE]
     if better or worse:
+        are_left = left_together([value.p for _, value in tested])
+        left = [label for (label, _), is_left in zip(tested, are_left, strict=True) if is_left]
         parts.append(f"left where all {len(tested)} are tested at once (Holm): {', '.join(left) or 'none'}")
     if alone:
         parts.append(f"too few seeds to say: {', '.join(alone)}")

@@ -64,9 +64,14 @@ class Difference:
     p: float | None
 
     @property
+    def testable(self) -> bool:
+        """Whether a verdict may be taken from it: there are pairs enough, and they differ."""
+        return self.n >= FEWEST and self.low is not None
+
+    @property
     def beyond_chance(self) -> bool:
-        """Whether there are pairs enough for a verdict, and the interval leaves zero outside."""
-        return self.n >= FEWEST and self.low is not None and not self.low <= 0 <= self.high
+        """Whether it is testable, and the interval leaves zero outside."""
+        return self.testable and not self.low <= 0 <= self.high
 
     def p_against(self, limit: float) -> float | None:
         """Two-sided p of the paired t test of a mean difference other than 0.
@@ -184,3 +189,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
         corrected[index] = largest
     return corrected
+
+
+def left_together(p_values: Sequence[float]) -> list[bool]:
+    """Which of several comparisons are beyond chance when all of them are tested at once (`holm`).
+
+    Args:
+        p_values: (n,) p of each comparison.
+
+    Returns:
+        (n,) in the same order.
+    """
+    return [p <= 1 - CONFIDENCE for p in holm(p_values)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from bpl.report.display import Markdown
 from bpl.report.numbers import points, with_interval
 from bpl.report.rows import Row
-from bpl.report.statistics import CONFIDENCE, FEWEST, Difference, holm, paired_values
+from bpl.report.statistics import CONFIDENCE, FEWEST, Difference, left_together, paired_values
 from bpl.report.tables import MISSING, numbered_table, sources_of
 
 _REACH = 1.96  # standard errors on either side of a 95 % interval, many seeds taken for granted
@@ -47,7 +47,7 @@ def verdict_of(value: Difference | None, may_lose: float | None = None) -> str:
     """
     if value is None:
         return "not recorded"
-    if value.low is None or value.n < FEWEST:
+    if not value.testable:
         return "open"
     limit = _limit(may_lose)
     if value.low > limit or (may_lose is not None and value.low == limit):
@@ -85,7 +85,7 @@ def verdict_table(questions: Sequence[Question], caption: str, name: str) -> Mar
             shown = with_interval(value)
             n = str(value.n)
             rows |= {id(row): row for row in (question.arm, question.control)}
-            if value.low is not None and value.n >= FEWEST:
+            if value.testable:
                 tested.append((number, value.p_against(_limit(question.may_lose))))
         if verdict in ("holds", "does not hold"):
             decided[number] = verdict
@@ -114,8 +114,8 @@ def _together(tested: Sequence[tuple[int, float]], decided: Mapping[int, str]) -
     """
     if not decided or len(tested) == 1:
         return ""
-    corrected = dict(zip((number for number, _ in tested), holm([p for _, p in tested]), strict=True))
-    left = [number for number in decided if corrected[number] <= 1 - CONFIDENCE]
+    is_left = dict(zip((number for number, _ in tested), left_together([p for _, p in tested]), strict=True))
+    left = [number for number in decided if is_left[number]]
     kept = f"of lines {', '.join(map(str, left))}" if len(left) > 1 else f"of line {left[0]}" if left else "of no line"
     return (
         f"With {len(tested)} lines tested at once (Holm's correction), the verdict {kept} is left"
