@@ -11,7 +11,8 @@ from torch import nn
 
 import bpl
 from bpl.cli import main
-from bpl.export import describe_use, onnx_bytes
+from bpl.export import describe_use
+from bpl.onnx_files import onnx_bytes
 
 CLASSES = ("beach", "forest", "harbour", "river, wide", "runway", "tennis")
 MEAN, STD = (0.4, 0.45, 0.5), (0.2, 0.25, 0.3)

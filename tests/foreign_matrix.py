@@ -28,7 +28,7 @@ from bpl.atomic import write_atomic
 from bpl.channels import ChannelGraph
 from bpl.deploy import TOLERANCE as ONNX_TOLERANCE
 from bpl.deploy import as_callable
-from bpl.export import onnx_bytes
+from bpl.onnx_files import onnx_bytes
 from bpl.partner import partner_blocks
 from bpl.paths import project_root
 from bpl.pruning.masks import prunable_sets

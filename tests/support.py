@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bpl import recording
 from bpl.config import RunConfig
 from bpl.data import load_images, make_split
 from bpl.measure import Latency
@@ -73,7 +74,7 @@ def no_stopwatch_fixture(monkeypatch) -> None:
     def instant(model, image_size, batch_size=1, backend="eager", **_):
         return Latency(1.0, 0.9, 1.1, 5, backend, batch_size, image_size, 1, "cpu")
 
-    monkeypatch.setattr(run_module, "measure_latency", instant)
+    monkeypatch.setattr(recording, "measure_latency", instant)
 
 
 def small(tree: Path, method: str, **changes) -> RunConfig:

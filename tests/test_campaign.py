@@ -22,7 +22,7 @@ from bpl.cli import _COMMANDS
 from bpl.config import RunConfig
 from bpl.data import load_images
 from bpl.records import load_record, record_path, save_record
-from bpl.run import only_here
+from bpl.run_lock import only_here
 from bpl.runlog import read_log
 from bpl.sweep import load_stages
 from bpl.words import read

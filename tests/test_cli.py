@@ -23,7 +23,8 @@ from support import (  # noqa: F401
 )
 
 from bpl.cli import main
-from bpl.config import METHODS, RunConfig
+from bpl.config import RunConfig
+from bpl.defaults import METHODS
 from bpl.export import save_model
 from bpl.models import NAMES, build_model
 from bpl.records import load_records, record_path

@@ -12,25 +12,23 @@ from support import run_module
 
 from bpl import paths
 from bpl.cli import main
-from bpl.config import (
-    _CRITERIA_OF,
-    _ONLY_FOR,
-    AUGMENTATIONS,
+from bpl.config import AUGMENTATIONS, PARTNERS, RunConfig
+from bpl.data import CARDS
+from bpl.defaults import (
+    CRITERIA_OF,
     DEVICES,
     FINE_TUNES,
     KERNEL_NORMS,
     MASKS,
     METHODS,
-    PARTNERS,
+    ONLY_FOR,
     PRECISIONS,
     SCHEDULES,
     SLIM_AT,
     SPLITS,
     STRENGTHS,
     TIERS,
-    RunConfig,
 )
-from bpl.data import CARDS
 from bpl.diversity import FORMS
 from bpl.models import NAMES
 from bpl.pruning.criteria import CRITERIA
@@ -150,7 +148,7 @@ def test_a_bad_value_gives_one_sentence_with_the_value_and_what_is_allowed(field
 @pytest.mark.parametrize(("name", "value"), [("budget", "macs:0.01"), ("target", "params:0.3")])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_size_that_the_method_does_not_read_is_refused_and_never_ignored(method, name, value):
-    if method == "dense" or method in _ONLY_FOR[name]:
+    if method == "dense" or method in ONLY_FOR[name]:
         assert getattr(RunConfig("ucm", method, **{name: value}), name) == (None if method == "dense" else value)
         return
     with pytest.raises(ValueError, match=f"^{name} is '{value}': {method} does not read it") as error:
@@ -159,7 +157,7 @@ def test_a_size_that_the_method_does_not_read_is_refused_and_never_ignored(metho
     for knob in own:  # what is named is read
         other = 0.4 if knob == "ratio" else "macs:0.4"
         assert RunConfig("ucm", method, **{knob: other}) != RunConfig("ucm", method)
-    assert all(reader in str(error.value) for reader in _ONLY_FOR[name])
+    assert all(reader in str(error.value) for reader in ONLY_FOR[name])
 
 
 # For every field but those below another value than the default, which must make it another run.
@@ -188,7 +186,7 @@ def test_every_field_is_either_part_of_the_identity_or_known_not_to_be():
 
 @pytest.mark.parametrize("field", OTHER)
 def test_the_identity_changes_with_the_field(field):
-    readers = _ONLY_FOR.get(field, ("bpl",))
+    readers = ONLY_FOR.get(field, ("bpl",))
     base = {"dataset": "ucm", "method": "bpl" if "bpl" in readers else readers[0]}
     assert RunConfig(**base | {field: OTHER[field]}).identity("real") != RunConfig(**base).identity("real")
 
@@ -270,9 +268,9 @@ def configs(draw, folder=None):
     }  # fmt: skip
     dataset = draw(st.sampled_from([*CARDS, *([folder] if folder else [])]))
     method = draw(st.sampled_from(METHODS))
-    unread = {name for name in ("target", "budget") if method not in _ONLY_FOR[name]}  # refused, not left out
+    unread = {name for name in ("target", "budget") if method not in ONLY_FOR[name]}  # refused, not left out
     chosen = draw(st.sets(st.sampled_from(sorted(choices.keys() - unread)), max_size=8))
-    choices["criterion"] = st.sampled_from(_CRITERIA_OF.get(method, tuple(CRITERIA)))
+    choices["criterion"] = st.sampled_from(CRITERIA_OF.get(method, tuple(CRITERIA)))
     return RunConfig(dataset=dataset, method=method, **{name: draw(choices[name]) for name in sorted(chosen)})
 
 

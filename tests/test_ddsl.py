@@ -36,7 +36,7 @@ from bpl.methods.dean import BOUND, Dean, slope
 from bpl.models import build_model
 from bpl.pruning import admm
 from bpl.pruning.masks import kept_filters
-from bpl.run import equivalence
+from bpl.recording import equivalence
 from bpl.train import predict
 
 pytestmark = pytest.mark.usefixtures("places")

@@ -21,7 +21,8 @@ import bpl
 from bpl import hardware, layer_times
 from bpl.channels import ChannelGraph
 from bpl.cli import main
-from bpl.config import METHODS, RunConfig
+from bpl.config import RunConfig
+from bpl.defaults import METHODS
 from bpl.hardware import config_widths, widths_for
 from bpl.layer_times import LatencyCost, Layer, LayerTimes, layers_of
 from bpl.measure import count_macs, count_params

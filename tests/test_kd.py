@@ -23,7 +23,8 @@ from bpl.data import load_images, make_split
 from bpl.measure import count_macs
 from bpl.models import build_model
 from bpl.records import record_path
-from bpl.run import dense_network, only_here, run
+from bpl.run import dense_network, run
+from bpl.run_lock import only_here
 
 pytestmark = pytest.mark.usefixtures("places", "no_stopwatch")
 

@@ -8,8 +8,8 @@ import torch
 from support import places_fixture, same_weights, small, train_module, trained, tree_fixture  # noqa: F401
 from torch import nn
 
-from bpl.config import METHODS
 from bpl.data import load_images, make_split
+from bpl.defaults import METHODS
 from bpl.diversity import FORMS
 from bpl.measure import count_macs
 from bpl.methods import REGISTRY, Material, Training
@@ -18,7 +18,7 @@ from bpl.models import build_model
 from bpl.partner import partner_blocks
 from bpl.pruning import prune_masks, slim
 from bpl.pruning.masks import convs_of
-from bpl.run import equivalence
+from bpl.recording import equivalence
 from bpl.train import predict
 
 pytestmark = pytest.mark.usefixtures("places")

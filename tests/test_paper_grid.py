@@ -8,8 +8,9 @@ from support import places_fixture, small, trained, tree_fixture  # noqa: F401
 
 from bpl.chips import BF16_PEAK
 from bpl.cli import main
-from bpl.config import METHODS, TIERS, RunConfig
+from bpl.config import RunConfig
 from bpl.data import CARDS
+from bpl.defaults import METHODS, TIERS
 from bpl.estimate import estimate, training_macs
 from bpl.measure import count_macs, count_params
 from bpl.models import build_model

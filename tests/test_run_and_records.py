@@ -26,6 +26,7 @@ from bpl.config import RunConfig
 from bpl.data import load_images
 from bpl.export import exports_of, load_model
 from bpl.paths import project_root
+from bpl.recording import accuracies
 from bpl.records import (
     SCHEMA,
     RecordError,
@@ -37,7 +38,8 @@ from bpl.records import (
     save_record,
     source_digest,
 )
-from bpl.run import RunBusy, accuracies, only_here, run
+from bpl.run import run
+from bpl.run_lock import RunBusy, only_here
 from bpl.train import Stopped, predict, top1
 
 pytestmark = pytest.mark.usefixtures("places", "no_stopwatch")

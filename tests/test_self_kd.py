@@ -12,7 +12,7 @@ from bpl.methods.scratch import Scratch
 from bpl.methods.self_kd import Classifiers, SelfKD, auxiliary_classifier, stage_ends
 from bpl.models import NAMES
 from bpl.partner import partner_blocks
-from bpl.run import equivalence
+from bpl.recording import equivalence
 from bpl.train import predict
 
 pytestmark = pytest.mark.usefixtures("places")

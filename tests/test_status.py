@@ -25,7 +25,8 @@ from bpl.data import CARDS, load_images, source_of
 from bpl.durations import Durations, in_words
 from bpl.ending import Terminated, on_sigterm
 from bpl.records import record_path, save_record
-from bpl.run import is_held, only_here, run
+from bpl.run import run
+from bpl.run_lock import is_held, only_here
 from bpl.runlog import RunLog, logged, read_log
 from bpl.status import as_json, as_table, status_of_grid, status_of_work
 from bpl.train import Stopped

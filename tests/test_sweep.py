@@ -20,7 +20,7 @@ import bpl.sweep as sweep_module
 import bpl.train as train_module
 from bpl.data import load_images
 from bpl.records import load_records, record_path, save_record
-from bpl.run import RunBusy, only_here
+from bpl.run_lock import RunBusy, only_here
 from bpl.sweep import GridError, load_grid, seconds_of, sweep
 
 pytestmark = pytest.mark.usefixtures("places", "no_stopwatch")

@@ -35,7 +35,8 @@ from bpl.data import load_images
 from bpl.export import load_model
 from bpl.jobs import ProcessDied, side_by_side
 from bpl.records import load_record, record_path, save_record
-from bpl.run import only_here, run
+from bpl.run import run
+from bpl.run_lock import only_here
 from bpl.sweep import GridError, Outcome, load_grid, sweep
 
 pytestmark = pytest.mark.usefixtures("places", "no_stopwatch")

@@ -11,54 +11,34 @@ reader would see a constant, so these channels are marked frozen, with the reaso
 """
 
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
-from torchvision.ops import stochastic_depth
 
+from bpl.operations import (
+    ADDITIONS,
+    HARMLESS_ATTRIBUTES,
+    KEEP_ZERO_CALLS,
+    KEEP_ZERO_MODULES,
+    LOSE_ZERO_CALLS,
+    LOSE_ZERO_MODULES,
+    POOL_CALLS,
+    POOL_MODULES,
+    PRODUCTS,
+    SHAPE_QUERIES,
+    along_height,
+    holds_width,
+    is_in_place,
+    may_share_memory,
+    pads_space_with_zeros,
+    pool_step,
+    rank_after,
+)
 from bpl.ordinary import is_ordinary_conv, is_ordinary_linear, is_ordinary_norm
 from bpl.partner_conv import PartnerConv2d, has_forward_hooks
-
-# Functions f with f(0) = 0, channel by channel: a masked channel stays zero through them.
-_ZERO_ACTIVATION_MODULES = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish,
-    nn.Hardtanh, nn.Tanh,
-)  # fmt: skip
-_ZERO_ACTIVATION_CALLS = {
-    F.relu, torch.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish, F.hardswish, torch.tanh,
-    F.relu_, F.leaky_relu_, F.elu_, "relu", "relu_", "tanh",
-}  # fmt: skip
-_KEEP_ZERO_MODULES = (
-    *_ZERO_ACTIVATION_MODULES, nn.Identity, nn.Dropout, nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool2d, nn.Upsample, nn.ZeroPad2d,
-)  # fmt: skip
-_KEEP_ZERO_CALLS = _ZERO_ACTIVATION_CALLS | {
-    F.dropout, F.dropout2d, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.interpolate,
-    F.pad, stochastic_depth, "contiguous", "clone", "float", "to",
-}  # fmt: skip
-_POOL_MODULES = (nn.MaxPool2d, nn.AvgPool2d)
-_POOL_CALLS = {F.max_pool2d, F.avg_pool2d}
-# Channel by channel too, but f(0) != 0.
-_LOSE_ZERO_MODULES = (nn.Sigmoid, nn.Hardsigmoid, nn.Softplus)
-_LOSE_ZERO_CALLS = {torch.sigmoid, F.sigmoid, F.hardsigmoid, F.softplus, "sigmoid", "sigmoid_"}
-ACTIVATION_MODULES = (*_ZERO_ACTIVATION_MODULES, *_LOSE_ZERO_MODULES)
-ACTIVATION_CALLS = _ZERO_ACTIVATION_CALLS | _LOSE_ZERO_CALLS
-_ADDITIONS = {
-    operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub, "add", "add_", "sub", "sub_",
-}  # fmt: skip
-_PRODUCTS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
-_IN_PLACE_OPERATORS = (operator.iadd, operator.isub, operator.imul)
-_SHAPE_QUERIES = {"size", "dim", getattr, len}
-_HARMLESS_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad"}
-# What gives back its input, or another view of it, or may do so: whatever writes into the one writes into the other.
-_SAME_MEMORY_MODULES = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Upsample, nn.ZeroPad2d, nn.Flatten)
-_SAME_MEMORY_CALLS = {
-    F.dropout, F.dropout2d, F.interpolate, F.pad, stochastic_depth, "contiguous", "float", "to", torch.flatten,
-    "flatten", torch.reshape, "reshape", "view", operator.getitem,
-}  # fmt: skip
+from bpl.tracing import Tracer, in_one_line
 
 
 @dataclass(eq=False)
@@ -114,49 +94,6 @@ class _Value:
     rank: int = 4
 
 
-def _recorded(function: Callable) -> Callable:
-    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
-
-
-class _Proxy(fx.Proxy):
-    """Records ``x += y`` as what it is, where that of torch.fx records ``x = x + y``: other names of x see it too."""
-
-    __iadd__, __isub__, __imul__ = map(_recorded, _IN_PLACE_OPERATORS)
-
-
-class _Tracer(fx.Tracer):
-    """Leaves convolutions, normalisations, linear layers (and their subclasses) and partner blocks whole.
-
-    A part whose own forward pass cannot be traced (the head of timm's VGG branches on the size of its input) is left
-    whole too: nothing is known of what it does, so the channels that it reads stay, and all others may go.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.closed: dict[str, str] = {}  # name of such a part -> why it cannot be traced
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-    def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> object:
-        nodes, depth = len(self.graph.nodes), len(self.module_stack)
-        try:
-            return super().call_module(module, forward, args, kwargs)
-        except Exception as error:  # whatever the traced code raises on a proxy
-            for node in list(self.graph.nodes)[nodes:][::-1]:
-                self.graph.erase_node(node)
-            while len(self.module_stack) > depth:
-                self.module_stack.popitem()
-            name = self.path_of_module(module)
-            self.closed = {part: why for part, why in self.closed.items() if not part.startswith(f"{name}.")}
-            self.closed[name] = _in_one_line(error)
-            return self.create_proxy("call_module", name, args, kwargs)
-
-    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        whole = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, PartnerConv2d)
-        return isinstance(module, whole) or super().is_leaf_module(module, qualified_name)
-
-
 class ChannelGraph:
     """The channel sets of a network.
 
@@ -180,13 +117,13 @@ class ChannelGraph:
 
     def __init__(self, model: nn.Module):
         self.model = model
-        tracer = _Tracer()
+        tracer = Tracer()
         try:
             self.traced = tracer.trace(model)
         except Exception as error:  # torch.fx raises whatever the traced code raises on a proxy
             raise ValueError(
                 f"cannot trace {type(model).__name__}: its forward pass must not branch on tensor values "
-                f"({_in_one_line(error)})"
+                f"({in_one_line(error)})"
             ) from error
         self.closed = tracer.closed
         self.modules = dict(model.named_modules())
@@ -270,8 +207,8 @@ class ChannelGraph:
             if value is not None:
                 module = self.modules[node.target] if node.op == "call_module" else None
                 source = next((n for n in node.all_input_nodes if n in values), node)
-                in_place = _is_in_place(node, module)
-                memory[node] = memory[source] if in_place or _may_share_memory(node, module) else node
+                in_place = is_in_place(node, module)
+                memory[node] = memory[source] if in_place or may_share_memory(node, module) else node
                 if in_place and not value.zero:  # whoever reads what was overwritten does not read zeros either
                     values |= {n: replace(v, zero=False) for n, v in values.items() if memory[n] is memory[node]}
                 if node.op == "call_module" and self.calls.get(node.target, 0) > 1:
@@ -330,35 +267,35 @@ class ChannelGraph:
             return self._unknown(f"{node.target!r}, with a slope per channel,", inputs)
         if isinstance(module, nn.Hardtanh) and not module.min_val <= 0 <= module.max_val:
             return replace(value, zero=False)
-        if isinstance(module, _KEEP_ZERO_MODULES):
-            step = _first(module.stride) if isinstance(module, _POOL_MODULES) else 1
+        if isinstance(module, KEEP_ZERO_MODULES):
+            step = along_height(module.stride) if isinstance(module, POOL_MODULES) else 1
             return replace(value, stride=value.stride * step)
-        if isinstance(module, _LOSE_ZERO_MODULES):
+        if isinstance(module, LOSE_ZERO_MODULES):
             return replace(value, zero=False)
         return self._unknown(type(module).__name__, inputs)
 
     def _call(self, node: fx.Node, inputs: list[_Value], values: dict[fx.Node, _Value]) -> _Value | None:
         what = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-        if node.target is getattr and node.args[1] not in _HARMLESS_ATTRIBUTES:
+        if node.target is getattr and node.args[1] not in HARMLESS_ATTRIBUTES:
             return self._unknown(f"attribute {node.args[1]!r}", inputs)
-        if node.target in _SHAPE_QUERIES:
+        if node.target in SHAPE_QUERIES:
             if self._asks_for_width(node):
                 self._freeze(inputs, "the forward pass computes with its number of channels")
             return None
         first = values.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
         if "out" in node.kwargs:
             return self._unknown(f"{what} into a given tensor", inputs)
-        if node.target in _ADDITIONS or node.target in _PRODUCTS:
-            return self._combine(node, inputs, added=node.target in _ADDITIONS)
+        if node.target in ADDITIONS or node.target in PRODUCTS:
+            return self._combine(node, inputs, added=node.target in ADDITIONS)
         if first is None or len(inputs) > 1:
             return self._unknown(what, inputs)
-        if node.target is F.pad and not _pads_space_with_zeros(node):
+        if node.target is F.pad and not pads_space_with_zeros(node):
             return self._unknown("pad", inputs)
-        if node.target in _KEEP_ZERO_CALLS:
-            return replace(first, stride=first.stride * (_pool_step(node) if node.target in _POOL_CALLS else 1))
-        if node.target in _LOSE_ZERO_CALLS:
+        if node.target in KEEP_ZERO_CALLS:
+            return replace(first, stride=first.stride * (pool_step(node) if node.target in POOL_CALLS else 1))
+        if node.target in LOSE_ZERO_CALLS:
             return replace(first, zero=False)
-        rank = _rank_after(node, first.rank)
+        rank = rank_after(node, first.rank)
         return self._unknown(what, inputs) if rank is None else replace(first, rank=rank)
 
     def _asks_for_width(self, node: fx.Node) -> bool:
@@ -366,7 +303,7 @@ class ChannelGraph:
         if node.target == "size" and len(node.args) > 1:
             return node.args[1] in (1, -3) and bool(node.users)
         asked = [user for user in node.users if user.target is operator.getitem and user.users]
-        return any(_holds_width(user.args[1]) for user in asked)
+        return any(holds_width(user.args[1]) for user in asked)
 
     def _conv(self, node: fx.Node, conv: nn.Conv2d | PartnerConv2d, value: _Value) -> _Value:
         name = node.target
@@ -431,79 +368,3 @@ class ChannelGraph:
         channels.tied |= added
         zero = (one.zero and other.zero) if added else (one.zero or other.zero)
         return _Value(channels, zero, stride, max(one.rank, other.rank))
-
-
-def _is_in_place(node: fx.Node, module: nn.Module | None) -> bool:
-    """Whether an operation writes, or may write, its result into its first input; `module` is what it calls."""
-    if module is not None:
-        return bool(getattr(module, "inplace", False))
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    if name.endswith("_") or node.target in _IN_PLACE_OPERATORS:
-        return True
-    return bool(node.kwargs.get("inplace")) or any(argument is True for argument in node.args)  # F.relu(x, True)
-
-
-def _may_share_memory(node: fx.Node, module: nn.Module | None) -> bool:
-    """Whether an operation's result may be its first input, or a view of it; `module` is what it calls."""
-    return isinstance(module, _SAME_MEMORY_MODULES) if module is not None else node.target in _SAME_MEMORY_CALLS
-
-
-def _in_one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
-
-
-def _holds_width(index: object) -> bool:
-    """Whether an index into the shape of a map, (B, C, H, W), takes its number of channels or may take it."""
-    if not isinstance(index, slice):
-        return index in (1, -3)
-    bounds = (index.start, index.stop, index.step)
-    return any(isinstance(bound, fx.Node) for bound in bounds) or 1 in range(4)[index]
-
-
-def _first(number: int | tuple[int, ...]) -> int:
-    return number if isinstance(number, int) else number[0]
-
-
-def _argument(node: fx.Node, position: int, name: str, default: object = None) -> object:
-    """An argument of a call, given by position or by name."""
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
-
-
-def _pool_step(node: fx.Node) -> int:
-    """Stride of a pooling call along height: its kernel's size where no stride is given."""
-    step = _argument(node, 2, "stride") or _argument(node, 1, "kernel_size", 1)
-    step = step[0] if isinstance(step, tuple | list) and step else step
-    return step if isinstance(step, int) else 1
-
-
-def _pads_space_with_zeros(node: fx.Node) -> bool:
-    """Whether a call of `F.pad` leaves the channels alone, and a channel of zeros zero."""
-    pad = _argument(node, 1, "pad")
-    constant = _argument(node, 2, "mode", "constant") == "constant"
-    return isinstance(pad, tuple | list) and len(pad) <= 4 and not (constant and _argument(node, 3, "value"))
-
-
-def _rank_after(node: fx.Node, rank: int) -> int | None:
-    """Rank of the result where a call only flattens, averages or cuts the spatial dimensions; None where it may not."""
-    rest = node.args[1:]
-    if node.target in (torch.flatten, "flatten"):
-        whole = _argument(node, 1, "start_dim", 0) == 1 and _argument(node, 2, "end_dim", -1) in (-1, rank - 1)
-        return 2 if whole else None
-    if node.target in (torch.mean, "mean"):
-        dims = _argument(node, 1, "dim")
-        dims = [dims] if isinstance(dims, int) else dims
-        if dims is None or not {dim % rank for dim in dims} <= set(range(2, rank)):
-            return None
-        return rank if _argument(node, 2, "keepdim", False) else rank - len(dims)
-    if node.target in (torch.reshape, "reshape", "view"):
-        shape = rest[0] if len(rest) == 1 and isinstance(rest[0], tuple | list) else rest
-        batch = isinstance(shape[0], fx.Node) and shape[0].target in ("size", operator.getitem) if shape else False
-        return 2 if batch and len(shape) == 2 and shape[1] == -1 else None
-    if node.target is operator.getitem:
-        index = rest[0] if isinstance(rest[0], tuple) else (rest[0],)
-        if Ellipsis in index:
-            at = index.index(Ellipsis)
-            index = index[:at] + (slice(None),) * (rank - len(index) + 1) + index[at + 1 :]
-        kept = all(isinstance(part, slice) for part in index) and all(part == slice(None) for part in index[:2])
-        return rank if kept else None
-    return None

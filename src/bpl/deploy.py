@@ -16,16 +16,8 @@ from torch import Tensor
 from bpl.atomic import write_together
 from bpl.data import DataError, ImageSet, Split, load_images, make_split, normalise
 from bpl.data.synthetic import draw_scenes
-from bpl.export import (
-    ModelFileError,
-    check_finished,
-    describe_use,
-    exports_of,
-    load_model,
-    onnx_bytes,
-    open_session,
-    read_description,
-)
+from bpl.export import ModelFileError, check_finished, describe_use, exports_of, load_model, read_description
+from bpl.onnx_files import onnx_bytes, open_session
 from bpl.predict import check_logits, read_image_size, read_use
 from bpl.quantise import calibration_part, quantise_onnx
 from bpl.records import Record, load_record

@@ -14,8 +14,9 @@ from torch import nn
 
 from bpl.channels import ChannelGraph
 from bpl.chips import BF16_PEAK
-from bpl.config import LEAKING_MASKS, RunConfig
+from bpl.config import RunConfig
 from bpl.data import CARDS
+from bpl.defaults import LEAKING_MASKS
 from bpl.measure import count_macs
 from bpl.models import build_model
 from bpl.partner import grow_partners

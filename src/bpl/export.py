@@ -1,9 +1,6 @@
 """The small network as files: safetensors + a JSON of widths, and ONNX. Nothing in them is ever executed."""
 
-import copy
-import io
 import json
-import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +11,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as tensors_to_bytes
 from torch import nn
 
-from bpl.atomic import write_atomic, write_together
-from bpl.measure import image_channels
+from bpl.atomic import write_together
 from bpl.models import build_model
 from bpl.norm_act import AfterNorm, take_apart
 from bpl.partner import partner_blocks, replace_module
@@ -24,14 +20,11 @@ from bpl.residual_blocks import Shortcut, remove_blocks
 from bpl.shown import shown
 
 if TYPE_CHECKING:
-    import onnxruntime
+    pass
 
 FORMAT = "bpl-model"
 VERSION = 1
 LARGEST_DESCRIPTION = 16 << 20  # characters; that of ResNet-101 has some 30,000
-
-
-_NOWHERE = "/dev/null/no-folder"
 
 
 class ModelFileError(ValueError):
@@ -50,7 +43,7 @@ def exports_of(weights: Path) -> tuple[Path, Path, Path]:
     return tuple(weights.with_suffix(ending) for ending in (".onnx", ".int8.onnx", ".export.json"))
 
 
-def _refuse_unfused(model: nn.Module) -> None:
+def refuse_unfused(model: nn.Module) -> None:
     if blocks := partner_blocks(model):
         raise ValueError(
             f"{next(iter(blocks))!r} still has a partner: call bpl.fuse_partners before saving or exporting"
@@ -66,7 +59,7 @@ def check_finished(model: nn.Module) -> None:
     Raises:
         ValueError: what is left to do, in one sentence.
     """
-    _refuse_unfused(model)
+    refuse_unfused(model)
     for name, mask in masks_of_zeros(model).items():
         raise ValueError(
             f"{int((~mask).sum())} of the {len(mask)} channels of {name!r} are exactly zero: the network is masked and "
@@ -125,7 +118,7 @@ def save_model(
         ValueError: the network still has partners.
         OSError: a file could not be written.
     """
-    _refuse_unfused(model)
+    refuse_unfused(model)
     weights, description = _files(Path(path))
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     content = describe_use(model, classes, mean, std) | {"widths": describe_widths(model)}
@@ -344,109 +337,3 @@ def _width(source: Path, name: str, wanted: dict[str, Any], key: str, limit: int
             f"{source}: {key} of layer {name!r} is {shown(value)}: it must be a whole number of 1 to {limit}"
         )
     return value
-
-
-def export_onnx(
-    model: nn.Module,
-    path: str | Path,
-    image_size: int,
-    *,
-    classes: Sequence[str] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-) -> Path:
-    """Write a plain network as ONNX, with a free batch size.
-
-    Args:
-        model: a network without partners and without masked channels.
-        path: the file to write.
-        image_size: height and width of the images in pixels.
-        classes: class names, in the order of the logits; they and what follows go into the file's metadata, from which
-            `bpl predict` reads them.
-        mean: per-channel mean of the images, 0..1.
-        std: per-channel standard deviation of the images, 0..1.
-
-    Returns:
-        The path.
-
-    Raises:
-        ValueError: the network still has partners, or channels of zeros that could be gone.
-        OSError: the file could not be written.
-    """
-    check_finished(model)
-    content = onnx_bytes(model, image_size, describe_use(model, classes, mean, std))
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, content)
-    return path
-
-
-def onnx_bytes(model: nn.Module, image_size: int, use: dict[str, Any] | None = None) -> bytes:
-    """A plain network as an ONNX file's content; input ``images`` (B, C, H, W), output ``logits`` (B, classes).
-
-    Args:
-        model: a network without partners.
-        image_size: height and width of the images in pixels.
-        use: as `describe_use` returns it: goes into the file's metadata, as JSON under the key ``bpl-model``.
-
-    Raises:
-        ValueError: the network still has partners.
-    """
-    _refuse_unfused(model)
-    network = copy.deepcopy(model).eval()
-    weight = next(network.parameters())
-    shape = (2, image_channels(network, image_size), image_size, image_size)
-    example = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
-    with warnings.catch_warnings():
-        # what the exporter warns of in its own code (older names of its own functions) is no user's business
-        warnings.filterwarnings("ignore", module=r"torch\.|onnxscript|onnx_ir|copyreg")
-        program = torch.onnx.export(
-            network,
-            (example,),
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            dynamo=True,
-            verbose=False,
-        )
-    if use is not None:
-        program.model.metadata_props[FORMAT] = json.dumps(use)
-    buffer = io.BytesIO()
-    program.save(buffer)
-    return buffer.getvalue()
-
-
-def onnx_session(model: nn.Module, image_size: int) -> "onnxruntime.InferenceSession":
-    """An onnxruntime session on the CPU for a plain network, with as many threads as torch uses."""
-    return open_session(onnx_bytes(model, image_size), Path("the exported network"))
-
-
-def open_session(content: bytes, source: Path) -> "onnxruntime.InferenceSession":
-    """An onnxruntime session on the CPU for an ONNX file's content, with as many threads as torch uses.
-
-    Args:
-        content: the file's bytes.
-        source: where they come from, for messages.
-
-    Returns:
-        The session.
-
-    Raises:
-        ModelFileError: the content is damaged, no network that onnxruntime can run, or onnxruntime is not installed.
-    """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ModelFileError(
-            f"running {source} needs onnxruntime: pip install -e '.[export]' in the repository"
-        ) from error
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 4  # errors are raised; printed as well, they would stand among a table's lines
-    # The weights are in the file itself: one that names other files to read weights from is not ours.
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NOWHERE)
-    try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
-    except Exception as error:  # its own exceptions have no public base class
-        raise ModelFileError(f"network {source} cannot be run: {' '.join(str(error).split())[:200]}") from error

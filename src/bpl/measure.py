@@ -157,7 +157,7 @@ def forward_pass(model: nn.Module, image_size: int, backend: str) -> Callable[[i
         return images.to(memory_format=torch.channels_last)
 
     if backend == "onnxruntime":
-        from bpl.export import onnx_session
+        from bpl.onnx_files import onnx_session
 
         session = onnx_session(network, image_size)
 

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from bpl.data import DataError, normalise
 from bpl.data.folders import DECODED_SUFFIXES, decode
-from bpl.export import FORMAT, ModelFileError, load_model, open_session, parse_description, read_description
+from bpl.export import FORMAT, ModelFileError, load_model, parse_description, read_description
 from bpl.names import is_plain
+from bpl.onnx_files import open_session
 from bpl.records import RecordError
 from bpl.shipped import find_shipped
 from bpl.shown import shown

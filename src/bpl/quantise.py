@@ -34,7 +34,7 @@ def quantise_onnx(content: bytes, images: Tensor) -> bytes:
     """Quantise a float network to 8-bit integers.
 
     Args:
-        content: the float network as ONNX, as `bpl.export.onnx_bytes` gives it.
+        content: the float network as ONNX, as `bpl.onnx_files.onnx_bytes` gives it.
         images: (n, 3, H, W) normalised training images; their range of activations is what can be represented.
 
     Returns:

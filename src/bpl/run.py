@@ -1,34 +1,26 @@
 """One run: from a config to a record."""
 
-import dataclasses
-import fcntl
-import itertools
 import math
-import os
-import platform
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bpl import processes
 from bpl.atomic import check_writable, folder_held
 from bpl.checkpoint import delete_checkpoint
 from bpl.config import RunConfig
 from bpl.data import ImageSet, Split, load_images, make_split
-from bpl.exit_codes import TRY_AGAIN
 from bpl.export import exports_of, load_model, read_description, save_model
-from bpl.measure import count_macs, count_params, measure_latency
-from bpl.models import build_model
 from bpl.paths import work_folder
+from bpl.recording import make_record
 from bpl.records import Record, RecordError, check_images, load_record, record_path, save_record, source_digest
+from bpl.run_lock import RunBusy, only_here
 from bpl.runlog import logged
-from bpl.train import Start, Stopped, Trained, Watch, predict, pretraining_of, top1, train
+from bpl.train import Start, Stopped, Trained, Watch, pretraining_of, train
 
 LOOKS = 3  # at a run's lock before it counts as held: `is_held` holds it too, for an instant
 WAIT = 1.0  # seconds between two looks at the lock of a run that is waited for
@@ -295,185 +287,3 @@ def _save_shipped(trained: Trained, images: ImageSet, place: Path) -> None:
     for file in exports_of(weights):
         file.unlink(missing_ok=True)  # of the network that is replaced
     save_model(trained.small, weights, classes=images.classes, mean=images.mean, std=images.std)
-
-
-class RunBusy(ValueError):
-    """Another process is at work on the same run."""
-
-    exit_code = TRY_AGAIN
-
-
-@contextmanager
-def only_here(place: Path, wait: bool = False, watch: Watch | None = None) -> Iterator[None]:
-    """Hold a run's folder against other processes; the operating system lets go of it however this one ends.
-
-    Args:
-        place: the run's folder; it is made.
-        wait: where another process holds it, wait until it lets go.
-        watch: asked while it waits, as of `bpl.train.train` for epoch 0.
-
-    Raises:
-        RunBusy: another process holds it.
-        Stopped: `watch` said so.
-    """
-    with ExitStack() as held:
-        processes.decide(lambda: held.enter_context(_locked(place, wait, watch)))
-        yield
-
-
-@contextmanager
-def _locked(place: Path, wait: bool, watch: Watch | None) -> Iterator[None]:
-    """`only_here` of one process: the first one holds the folder for all that share a run."""
-    place.mkdir(parents=True, exist_ok=True)
-    with open(place / "lock", "w") as file:
-        for attempt in itertools.count(1):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if attempt < LOOKS:
-                    time.sleep(0.05)
-                elif not wait:
-                    raise RunBusy(f"run {place.name} is under way in another process") from None
-                elif watch is not None and watch(0, {}):
-                    raise Stopped("stopped while another process is at work on this run") from None
-                else:
-                    time.sleep(WAIT)
-        yield
-
-
-def is_held(place: Path) -> bool:
-    """Whether a process is at work on a run.
-
-    Args:
-        place: the run's folder.
-    """
-    try:
-        with open(place / "lock") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
-
-
-def make_record(config: RunConfig, images: ImageSet, split: Split, trained: Trained, beside: int = 1) -> Record:
-    """Measure a trained run and write down all that its table rows need.
-
-    Args:
-        config: the run.
-        images: its images.
-        split: its parts.
-        trained: what `bpl.train.train` returned.
-        beside: how many runs shared the machine, this one included.
-
-    Returns:
-        The record.
-    """
-    small = trained.small.to(memory_format=torch.channels_last)
-    images = images.to(next(small.parameters()).device)
-    dense = build_model(config.arch, len(images.classes), config.image_size, config.width).to(images.images.device)
-    logits = predict(small, images, split.test)
-    return Record(
-        name=config.run_name(images.source),
-        config=config.to_dict(),
-        data={
-            "source": images.source,
-            "name": images.name,
-            "pixels": "on disk" if images.streamed else "in memory",
-            "digest": images.digest,
-            "split_digest": split.digest,
-            "train": len(split.train),
-            "validation": len(split.validation),
-            "test": len(split.test),
-            "classes": len(images.classes),
-        },
-        accuracy=accuracies(small, images, split, trained.curves),
-        curves=trained.curves,
-        cost={
-            "macs": count_macs(small, config.image_size),
-            "params": count_params(small),
-            "dense_macs": count_macs(dense, config.image_size),
-            "dense_params": count_params(dense),
-            "training_macs": trained.training_macs,
-            "latency": dataclasses.asdict(measure_latency(small, config.image_size, LATENCY_BATCH)),
-            "dense_latency": dataclasses.asdict(measure_latency(dense, config.image_size, LATENCY_BATCH)),
-        },
-        equivalence=equivalence(trained.network, logits, images, split.test),
-        widths={name: module.out_channels for name, module in small.named_modules() if isinstance(module, nn.Conv2d)},
-        environment=_environment(images.images.device) | {"runs_beside_each_other": beside},
-        seconds=round(trained.seconds, 2),
-    )
-
-
-def accuracies(small: nn.Module, images: ImageSet, split: Split, curves: dict[str, list[float]]) -> dict[str, Any]:
-    """Top-1 in percent, by every rule for choosing the epoch.
-
-    Args:
-        small: the shipped network; measured in float32.
-        images: the images.
-        split: the parts.
-        curves: the training's curves, measured in the training's precision.
-
-    Returns:
-        ``test`` and ``validation`` of the shipped network (last epoch's weights), ``test_at_best_validation`` (first
-        such epoch at the final size), ``best_test`` (chosen on the test part: not a fair number, kept to stand beside
-        numbers obtained that way), and the epochs, counted from 1.
-    """
-
-    def measured(indices: Tensor) -> float | None:
-        if not len(indices):
-            return None
-        return top1(predict(small, images, indices), images.labels[indices.to(images.labels.device)])
-
-    epochs = [i for i, at_size in enumerate(curves["at_size"]) if at_size]
-    best_test = max(epochs, key=curves["test"].__getitem__)
-    result: dict[str, Any] = {
-        "test": measured(split.test),
-        "validation": measured(split.validation),
-        "best_test": curves["test"][best_test],
-        "best_test_epoch": best_test + 1,
-        "test_at_best_validation": None,
-        "best_validation_epoch": None,
-    }
-    if "validation" in curves:
-        best = max(epochs, key=curves["validation"].__getitem__)
-        result |= {"test_at_best_validation": curves["test"][best], "best_validation_epoch": best + 1}
-    return result
-
-
-def equivalence(network: nn.Module, shipped: Tensor, images: ImageSet, indices: Tensor) -> dict[str, float]:
-    """How far the shipped network's logits are from the trained network's.
-
-    Args:
-        network: the network as trained, in evaluation mode.
-        shipped: (n, classes) logits of the shipped network.
-        images: the images.
-        indices: (n,) which images.
-
-    Returns:
-        ``relative_error`` = largest absolute difference over the largest absolute logit, and ``same_top1`` = share of
-        images with the same predicted class.
-    """
-    trained = predict(network, images, indices)
-    return {
-        "relative_error": float((trained - shipped).abs().max() / trained.abs().max()),
-        "same_top1": float((trained.argmax(1) == shipped.argmax(1)).double().mean()),
-    }
-
-
-def _environment(device: torch.device) -> dict[str, Any]:
-    import torchvision
-
-    return {
-        "source": source_digest(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "machine": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "devices": processes.count(),
-        "device": "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
-    }

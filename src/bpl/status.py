@@ -15,7 +15,7 @@ from bpl.data import source_of
 from bpl.durations import Durations, in_words
 from bpl.paths import work_folder
 from bpl.records import iterate_records, load_record, record_path
-from bpl.run import is_held
+from bpl.run_lock import is_held
 from bpl.runlog import read_log
 from bpl.sweep import load_grid
 

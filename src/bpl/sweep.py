@@ -34,7 +34,8 @@ from bpl.exit_codes import one_line
 from bpl.grid_file import GridError, read_grid_file
 from bpl.jobs import ProcessDied, Report, side_by_side
 from bpl.records import check_images, load_record, record_path
-from bpl.run import RunBusy, run
+from bpl.run import run
+from bpl.run_lock import RunBusy
 from bpl.shown import shown
 from bpl.train import Stopped
 

@@ -25,7 +25,7 @@ from pathlib import Path
 import lightning_fabric  # noqa: F401  train imports it late; here once for all attempts
 import torch
 
-from bpl import atomic
+from bpl import atomic, recording
 from bpl import train as train_module
 from bpl.bundle import merge_bundles, write_bundle
 from bpl.config import RunConfig
@@ -178,7 +178,7 @@ def kill_campaign(tree: str, work: Path, runs: int, kills: int, seed: int) -> di
 if __name__ == "__main__":
     torch.set_num_threads(1)
     train_module.CHECKPOINT_SECONDS = -1.0
-    run_module.measure_latency = lambda model, image_size, batch_size=1, **_: Latency(
+    recording.measure_latency = lambda model, image_size, batch_size=1, **_: Latency(
         1.0, 0.9, 1.1, 5, "eager", batch_size, image_size, 1, "cpu"
     )
     what, tree, work, *numbers = sys.argv[1:]

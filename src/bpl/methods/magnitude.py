@@ -16,7 +16,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bpl.config import LEAKING_MASKS, RunConfig
+from bpl.config import RunConfig
+from bpl.defaults import LEAKING_MASKS
 from bpl.hardware import config_widths
 from bpl.methods.base import Material, Method, Training
 from bpl.partner import fuse_partners, partner_blocks

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from bpl.channels import ACTIVATION_CALLS, ACTIVATION_MODULES, ChannelGraph
+from bpl.channels import ChannelGraph
+from bpl.operations import ACTIVATION_CALLS, ACTIVATION_MODULES
 
 Statistic = Callable[[Tensor], Tensor]  # maps (B, N, H, W) -> its sum over the images, the first dimension being N
 

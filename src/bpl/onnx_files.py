@@ -1,0 +1,127 @@
+"""The small network as ONNX, and ONNX files run by onnxruntime. Nothing in them is ever executed."""
+
+import copy
+import io
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from bpl.atomic import write_atomic
+from bpl.export import FORMAT, ModelFileError, check_finished, describe_use, refuse_unfused
+from bpl.measure import image_channels
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_NOWHERE = "/dev/null/no-folder"
+
+
+def export_onnx(
+    model: nn.Module,
+    path: str | Path,
+    image_size: int,
+    *,
+    classes: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Path:
+    """Write a plain network as ONNX, with a free batch size.
+
+    Args:
+        model: a network without partners and without masked channels.
+        path: the file to write.
+        image_size: height and width of the images in pixels.
+        classes: class names, in the order of the logits; they and what follows go into the file's metadata, from which
+            `bpl predict` reads them.
+        mean: per-channel mean of the images, 0..1.
+        std: per-channel standard deviation of the images, 0..1.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: the network still has partners, or channels of zeros that could be gone.
+        OSError: the file could not be written.
+    """
+    check_finished(model)
+    content = onnx_bytes(model, image_size, describe_use(model, classes, mean, std))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, content)
+    return path
+
+
+def onnx_bytes(model: nn.Module, image_size: int, use: dict[str, Any] | None = None) -> bytes:
+    """A plain network as an ONNX file's content; input ``images`` (B, C, H, W), output ``logits`` (B, classes).
+
+    Args:
+        model: a network without partners.
+        image_size: height and width of the images in pixels.
+        use: as `describe_use` returns it: goes into the file's metadata, as JSON under the key ``bpl-model``.
+
+    Raises:
+        ValueError: the network still has partners.
+    """
+    refuse_unfused(model)
+    network = copy.deepcopy(model).eval()
+    weight = next(network.parameters())
+    shape = (2, image_channels(network, image_size), image_size, image_size)
+    example = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
+    with warnings.catch_warnings():
+        # what the exporter warns of in its own code (older names of its own functions) is no user's business
+        warnings.filterwarnings("ignore", module=r"torch\.|onnxscript|onnx_ir|copyreg")
+        program = torch.onnx.export(
+            network,
+            (example,),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            verbose=False,
+        )
+    if use is not None:
+        program.model.metadata_props[FORMAT] = json.dumps(use)
+    buffer = io.BytesIO()
+    program.save(buffer)
+    return buffer.getvalue()
+
+
+def onnx_session(model: nn.Module, image_size: int) -> "onnxruntime.InferenceSession":
+    """An onnxruntime session on the CPU for a plain network, with as many threads as torch uses."""
+    return open_session(onnx_bytes(model, image_size), Path("the exported network"))
+
+
+def open_session(content: bytes, source: Path) -> "onnxruntime.InferenceSession":
+    """An onnxruntime session on the CPU for an ONNX file's content, with as many threads as torch uses.
+
+    Args:
+        content: the file's bytes.
+        source: where they come from, for messages.
+
+    Returns:
+        The session.
+
+    Raises:
+        ModelFileError: the content is damaged, no network that onnxruntime can run, or onnxruntime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ModelFileError(
+            f"running {source} needs onnxruntime: pip install -e '.[export]' in the repository"
+        ) from error
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 4  # errors are raised; printed as well, they would stand among a table's lines
+    # The weights are in the file itself: one that names other files to read weights from is not ours.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NOWHERE)
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    except Exception as error:  # its own exceptions have no public base class
+        raise ModelFileError(f"network {source} cannot be run: {' '.join(str(error).split())[:200]}") from error

@@ -1,0 +1,55 @@
+"""Tracing with ``torch.fx``: layers stay whole, and a part that cannot be traced is left whole too."""
+
+from collections.abc import Callable
+
+from torch import fx, nn
+
+from bpl.operations import IN_PLACE_OPERATORS
+from bpl.partner_conv import PartnerConv2d
+
+
+def _recorded(function: Callable) -> Callable:
+    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+class _Proxy(fx.Proxy):
+    """Records ``x += y`` as what it is, where that of torch.fx records ``x = x + y``: other names of x see it too."""
+
+    __iadd__, __isub__, __imul__ = map(_recorded, IN_PLACE_OPERATORS)
+
+
+class Tracer(fx.Tracer):
+    """Leaves convolutions, normalisations, linear layers (and their subclasses) and partner blocks whole.
+
+    A part whose own forward pass cannot be traced (the head of timm's VGG branches on the size of its input) is left
+    whole too: nothing is known of what it does, so the channels that it reads stay, and all others may go.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.closed: dict[str, str] = {}  # name of such a part -> why it cannot be traced
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> object:
+        nodes, depth = len(self.graph.nodes), len(self.module_stack)
+        try:
+            return super().call_module(module, forward, args, kwargs)
+        except Exception as error:  # whatever the traced code raises on a proxy
+            for node in list(self.graph.nodes)[nodes:][::-1]:
+                self.graph.erase_node(node)
+            while len(self.module_stack) > depth:
+                self.module_stack.popitem()
+            name = self.path_of_module(module)
+            self.closed = {part: why for part, why in self.closed.items() if not part.startswith(f"{name}.")}
+            self.closed[name] = in_one_line(error)
+            return self.create_proxy("call_module", name, args, kwargs)
+
+    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
+        whole = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, PartnerConv2d)
+        return isinstance(module, whole) or super().is_leaf_module(module, qualified_name)
+
+
+def in_one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
