@@ -436,3 +436,21 @@ def test_rows_of_a_part_are_named_by_what_sets_them_apart_there(results: Path) -
     both = named_among([without, with_loss])
     assert [row.variant for row in both] == ["no diversity loss", "diversity weight 1"]
     assert [row.records for row in both] == [without.records, with_loss.records]
+
+
+def test_forms_of_the_loss_are_told_apart_and_held_against_none(results: Path) -> None:
+    for seed in range(3):
+        config = RunConfig(dataset="ucm", method="bpl", ratio=0.7, seed=seed, diversity_form="layer-squared")
+        save_record(make_record(config, 90.0 + seed / 4.2), record_path(config, "real", results))
+    rows = report.collect(dataset="ucm", source="real")
+    assert [row.variant for row in rows if row.method == "bpl"] == [
+        "no diversity loss",  # of no form: the loss is not there
+        "diversity weight 1, diversity form layer-squared",
+        "diversity weight 1, diversity form stage-cosine",
+    ]
+    said = repr(report.diversity(rows)).splitlines()
+    assert [line.split(":")[0] for line in said] == [
+        "- Ratio 0.7, diversity weight 1, form layer-squared",
+        "- Ratio 0.7, diversity weight 1, form stage-cosine",
+    ]
+    assert "better than BPL without" in said[0] and "no difference" in said[1]

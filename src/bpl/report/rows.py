@@ -271,6 +271,8 @@ def _variant(config: dict[str, Any], others: list[dict[str, Any]]) -> str:
         without_loss = name == "diversity_weight" and value == 0  # BPL without its loss is never plain "BPL"
         if name == "ratio" or value is None or (shared and not without_loss):
             continue
+        if name == "diversity_form" and config["diversity_weight"] == 0:  # of a loss that is not there
+            continue
         if name == "diversity_weight":
             parts.append("no diversity loss" if value == 0 else f"diversity weight {value:g}")
         else:

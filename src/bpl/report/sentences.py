@@ -175,13 +175,15 @@ def diversity(rows: list[Row]) -> Markdown:
         Markdown, one item a comparison; one sentence where there is none.
     """
     items = []
-    for row in rows:
-        without = [
-            other for other in rows if other.method == "bpl" and other.config == row.config | {"diversity_weight": 0.0}
-        ]
-        if row.method == "bpl" and row.config["diversity_weight"] and without:
+    trained = [row for row in rows if row.method == "bpl"]
+    several = len({row.config["diversity_form"] for row in trained if row.config["diversity_weight"]}) > 1
+    for row in trained:
+        alike = row.config | {"diversity_weight": 0.0}
+        without = [o for o in trained if o.config == alike | {"diversity_form": o.config["diversity_form"]}]
+        if row.config["diversity_weight"] and without:
+            form = f", form {row.config['diversity_form']}" if several else ""
             items.append(
-                f"- Ratio {row.ratio:g}, diversity weight {row.config['diversity_weight']:g}: "
+                f"- Ratio {row.ratio:g}, diversity weight {row.config['diversity_weight']:g}{form}: "
                 f"{verdict(row.difference(without[0]), 'BPL without the diversity loss')}."
             )
     return Markdown("\n".join(items) or "BPL with and without the diversity loss is not recorded yet.")
