@@ -19,7 +19,7 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from bpl import processes
+from bpl import processes, recording
 from bpl.config import RunConfig
 from bpl.measure import Latency
 from bpl.methods import REGISTRY
@@ -55,7 +55,7 @@ def perform(place: Path, tree: str, jobs: list[dict], set_attribute=setattr) -> 
     """
     set_attribute(train_module, "build_model", smooth_model)
     set_attribute(train_module, "CHECKPOINT_SECONDS", -1.0)
-    set_attribute(run_module, "measure_latency", instant)
+    set_attribute(recording, "measure_latency", instant)
     for fields in jobs:
         config = RunConfig(dataset=tree, **fields)
         run_module.run(config, folder=place / "results", work=place / "work", progress=False)

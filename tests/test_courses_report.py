@@ -102,3 +102,18 @@ def test_the_bound_is_that_of_the_dean_and_other_arms_have_none():
 def test_without_rows_there_is_one_sentence(say):
     for rows in ([], report.group([made_up("scratch", {}), made_up("dense", {})])):
         assert repr(say(rows)).startswith("No run is recorded yet")
+
+
+# -- where a curve ends ---------------------------------------------------------------------------------------------
+def test_the_last_values_are_means_over_seeds_of_the_last_epoch():
+    records = [
+        made_up("bpl", {"partner_cosine": [0.0, end]}, seed=seed, diversity_weight=weight)
+        for weight, ends in ((0.0, (0.5, 0.3)), (1.0, (-0.9,)))
+        for seed, end in enumerate(ends)
+    ]
+    records.append(made_up("scratch", {}))  # has no partner
+    shown = repr(courses.last_values(report.group(records), "partner_cosine", "Cosine"))
+    assert shown == (
+        "Cosine in the last epoch: +0.40 for BPL, no diversity loss (n = 2); −0.90 for BPL, diversity weight 1 (n = 1)."
+    )
+    assert "No run" in repr(courses.last_values([], "partner_cosine", "Cosine"))

@@ -152,7 +152,7 @@ def cells(table: str) -> list[list[str]]:
 
 def test_the_table_has_a_line_for_every_ratio_and_rounding(survey):
     table = cells(repr(latency.cost_and_time(survey, [], "Caption.", "tab-x")))
-    assert [line[:2] for line in table[2:]] == [["–", "–"], *([r, n] for n in ("1", "8", "16") for r in ("0.5", "0.7"))]
+    assert [line[:2] for line in table[2:]] == [["–", "–"], *([r, n] for n in ("–", "8", "16") for r in ("0.5", "0.7"))]
     assert table[2][2] == "16, 32, 64, 128" and table[4][2] == "5, 10, 20, 39" and table[6][2] == "8, 8, 16, 40"
     assert {len(line) for line in table} == {11}
     time = survey.time("ratio 0.7, rounded to 16", "onnxruntime", 1)
@@ -178,7 +178,7 @@ def test_accuracy_is_that_of_the_recorded_row_of_the_same_size(survey, tmp_path,
     rows = report.collect(tmp_path / "results")
     assert len(rows) == 4
     shown = {tuple(line[:2]): line[-1] for line in cells(repr(latency.cost_and_time(survey, rows, "C.", "tab-x")))}
-    assert (shown["0.7", "1"], shown["0.7", "8"], shown["0.7", "16"], shown["0.5", "1"]) == ("70.00", "71.00", "–", "–")
+    assert (shown["0.7", "–"], shown["0.7", "8"], shown["0.7", "16"], shown["0.5", "–"]) == ("70.00", "71.00", "–", "–")
     assert cells(repr(latency.target(survey, rows, "C.", "tab-y")))[2][-1] == "72.00"
 
 
@@ -206,13 +206,36 @@ def test_no_convolution_is_faster_than_the_best(survey):
 
 @pytest.mark.parametrize(
     ("factor", "verdict"),
-    [(3.4, "2 threads: reached here, on 1 thread."), (3.2, "2 threads: not reached here, on 1 thread.")],
+    [(3.4, "2 threads, is reached here on 1 thread."), (3.2, "2 threads, is not reached here on 1 thread.")],
 )
 def test_whether_the_aim_is_met_is_read_from_the_times(survey, factor, verdict):
     times = [row | {"speed_up": [factor - 0.1, factor, factor + 0.1]} for row in survey.times]
     text = repr(latency.aim(changed(survey, times=times)))
     assert text.endswith(verdict)
     assert f"{factor:.2f} times" in text and "at batch 1 and" in text and "at batch 16" in text
+
+
+def test_the_noise_is_what_equal_networks_differ_by(survey):
+    assert "by up to 0.0\N{NO-BREAK SPACE}% at batch 1 and" in repr(latency.cost_and_time(survey, [], "C.", "tab-x"))
+    times = copy.deepcopy(survey.times)
+    for row in times:  # ratio 0.5 has one set of widths at roundings 1 and 8
+        if (row["network"], row["batch_size"]) == ("ratio 0.5, rounded to 8", 16):
+            row["speed_up"] = [1.1 * value for value in row["speed_up"]]
+    noisy = changed(survey, times=times)
+    text = repr(latency.cost_and_time(noisy, [], "C.", "tab-x"))
+    assert "same widths (ratio 0.5)" in text and "10.0\N{NO-BREAK SPACE}% at batch 16." in text
+    aware, uniform = (e for e in survey.networks if not e["name"].startswith(("ratio", "dense")))
+    slow, fast = sorted(noisy.time(e["name"], "onnxruntime", 1)["speed_up"][1] for e in (aware, uniform))
+    text = repr(latency.target(noisy, [], "C.", "tab-x"))
+    assert f"differ by {100 * (fast / slow - 1):.1f}\N{NO-BREAK SPACE}% at batch 1 and" in text
+    assert text.endswith("more than that noise at batch 1.")
+    assert "no more than that noise" in repr(latency.target(calm(noisy), [], "C.", "tab-x"))
+
+
+def calm(survey: Survey) -> Survey:
+    """The same with all networks equally fast, but for the noise at batch 1."""
+    times = [row | {"speed_up": [2.0 + 0.1 * ("rounded to 8" in row["network"])] * 3} for row in survey.times]
+    return changed(survey, times=times)
 
 
 def test_the_target_stands_beside_the_uniform_ratio(survey):
@@ -225,6 +248,7 @@ def test_the_convolutions_alone(survey):
     table = cells(repr(latency.kernels(survey, "C.", "tab-x")))
     layers = survey.layers["dense"]
     assert table[2][1] == f"{sum(layer['ms'] for layer in layers):.2f}"
+    assert [line[0] for line in table[2:]] == ["dense", "ratio 0.7, not rounded", "ratio 0.7, rounded to 16"]
     assert table[2][3] == "60\N{NO-BREAK SPACE}%"  # 1.2e8 of 2e8 multiply-accumulates a second
     assert table[2][4].startswith("0\N{NO-BREAK SPACE}%")
 

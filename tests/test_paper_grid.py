@@ -173,7 +173,8 @@ def test_the_page_says_what_one_run_computes():
         assert row[0].startswith(f"`{method}`")
         assert row[1:] == [f"{flops / 1e15:.1f}", f"{flops / (0.05 * BF16_PEAK['H200']) / 60:.1f}"]
         if method == "dense":
-            assert f"That would be {100 * flops / BF16_PEAK['H200'] / 180:.0f} % of the rate" in PAGE.read_text()
+            share = f"{100 * flops / BF16_PEAK['H200'] / 180:.0f}"
+            assert f"at {share} % of the rate, the dense run takes three minutes" in PAGE.read_text()
 
 
 def test_the_page_says_what_a_checkpoint_weighs():

@@ -1,6 +1,8 @@
 """Partners of other shapes (ACNet, Diverse Branch Block): exact fusion up to the border, masks, losses, runs."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -448,3 +450,21 @@ def test_the_shape_of_the_partners_is_part_of_the_run(tree):
     configs = [small(tree, "bpl", partner=kind) for kind in KINDS]
     assert len({config.identity("real") for config in configs}) == 3
     assert configs[0].identity("real") == small(tree, "bpl").identity("real")
+
+
+_STEPS = """
+import torch, bpl
+torch.set_num_threads(1)
+torch.manual_seed(0)
+model = bpl.grow_partners(bpl.build_model("resnet18", 5, 64, 16), kind="dbb").to(memory_format=torch.channels_last)
+for _ in range(4):
+    images = torch.randn(32, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    model(images).sum().backward()
+print("done")
+"""
+
+
+def test_a_strided_stem_with_few_inputs_trains_in_float32_and_channels_last():
+    """In a process of its own: a kernel that writes past its memory ends it (oneDNN issue 6035)."""
+    done = subprocess.run([sys.executable, "-c", _STEPS], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout.strip()) == (0, "done"), done.stderr[-500:]

@@ -328,7 +328,29 @@ def test_arms_without_runs_are_sentences(results: Path) -> None:
 def test_one_pair_of_runs_shows_little(results: Path) -> None:
     rows = report.recorded([RunConfig(dataset="ucm", method=m, ratio=0.7, seed=0) for m in ("bpl", "scratch")])
     sentence = repr(report.contrasts([("Does it help?", rows[1], rows[0])]))
-    assert "from one pair of runs, which shows little" in sentence
+    assert sentence.endswith(" points, from one pair of runs.")  # no verdict, no interval
+
+
+def test_contrasts_are_corrected_for_their_number(results: Path) -> None:
+    def arm(method: str, *values: float) -> report.Row:
+        records = [
+            make_record(RunConfig(dataset="ucm", method=method, ratio=0.7, seed=seed), value)
+            for seed, value in enumerate(values)
+        ]
+        return report.rows.group(records)[0]
+
+    sure, barely, control = arm("l1", 90.0, 90.1, 89.9), arm("sfp", 81.0, 81.6, 81.3), arm("scratch", 80.0, 80.0, 80.0)
+    question = ("Barely?", barely, control)
+    assert "significant at the 5 % level as a single test" in repr(report.contrasts([question]))
+    assert "Holm" not in repr(report.contrasts([question]))
+    lines = repr(report.contrasts([("Gone?", None, control), ("Sure?", sure, control), *[question] * 4])).splitlines()
+    assert lines[0] == "1. **Gone?** Not recorded yet."
+    assert lines[-1] == "After Holm's correction for 5 tests, line 2 stands; the other findings may be chance."
+    lines = repr(report.contrasts([question] * 20)).splitlines()
+    assert lines[-1] == "After Holm's correction for 20 tests, no finding stands: each may be chance."
+    both = repr(report.contrasts([("Sure?", sure, control), ("Sure?", sure, control)])).splitlines()
+    assert both[-1] == "After Holm's correction for 2 tests, lines 1 and 2 stand."
+    assert "Holm" not in repr(report.contrasts([("Open?", control, arm("l1", 79.0, 80.5, 81.0))] * 2))
 
 
 def test_the_search_for_the_recipe_is_a_table_of_its_runs(tmp_path: Path) -> None:
@@ -453,4 +475,4 @@ def test_forms_of_the_loss_are_told_apart_and_held_against_none(results: Path) -
         "- Ratio 0.7, diversity weight 1, form layer-squared",
         "- Ratio 0.7, diversity weight 1, form stage-cosine",
     ]
-    assert "better than BPL without" in said[0] and "no difference" in said[1]
+    assert "better than BPL without" in said[0] and "undecided" in said[1]

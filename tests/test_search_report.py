@@ -141,17 +141,19 @@ def test_methods_are_held_against_the_network_from_scratch_of_more_epochs_too(sa
     tests = {"scratch": (70.0, 71.0, 72.0), "oed": (73.0, 74.5, 75.0), "kd": (71.0, 70.5, 72.5)}
     runs = [save([1.0], v, method=m, seed=s) for m, values in tests.items() for s, v in enumerate(values)]
     runs += [save([1.0], v, method="scratch", seed=s, epochs=120) for s, v in enumerate((76.0, 73.5, 76.0))]
-    first, longer = repr(report.ranking(report.recorded(runs))).splitlines()
+    first, longer = repr(report.ranking(report.recorded(runs))).split("The same against")
     gain = statistics.fmean(o - s for o, s in zip(tests["oed"], tests["scratch"], strict=True))
-    assert f"better beyond chance: OED ({points(gain)})" in first and "no difference shown: Plain KD" in first
+    undecided = "- undecided, the interval includes 0: "
+    assert f"- better: OED ({points(gain)})\n" in first and f"{undecided}Plain KD" in first
     assert "trained for 120 epochs, at 75.17 % [73.5" in longer and "over n = 3 seeds" in longer
-    assert "no difference shown: OED (−1.00)" in longer and "worse beyond chance: Plain KD" in longer
-    assert "left where all 2 are tested at once (Holm): OED" in first
+    assert f"{undecided}OED (−1.00)\n" in longer and "- worse: Plain KD" in longer
+    assert "- of these, after Holm's correction for 2 tests: OED\n" in first
     two = repr(report.ranking(report.recorded([run for run in runs if run.seed < 2 and run.epochs == 60])))
-    assert "too few seeds to say: OED, Plain KD" in two and "chance" not in two  # no verdict of two pairs
-    certain = [(report.recorded(runs[3:6])[0], Difference(3, 5.0, 4.9, 5.1, 0.0))]  # a p too small for a float
-    assert _ranked(certain).endswith("left where all 1 are tested at once (Holm): OED")
-    assert "\n" not in repr(report.ranking(report.recorded(runs[:9])))  # without a longer control, no such line
+    assert two.endswith("- too few seeds to say: OED; Plain KD")  # no verdict of two pairs
+    certain = [(report.recorded(runs[3:6])[0], Difference(3, 5.0, 4.9, 5.1, 0.0))] * 2  # a p too small for a float
+    assert _ranked(certain).endswith("- of these, after Holm's correction for 2 tests: OED; OED")
+    assert "Holm" not in _ranked(certain[:1])
+    assert "The same against" not in repr(report.ranking(report.recorded(runs[:9])))  # without a longer control
 
 
 def test_a_longer_training_costs_more_beside_the_same_dense_network(save):

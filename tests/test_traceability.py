@@ -143,6 +143,34 @@ def test_the_list_says_what_is_recorded() -> None:
     assert f"bpl sweep workflow/{item.grids[0]}.yaml" in text
 
 
+def test_the_list_gives_the_number_of_what_the_book_shows(tmp_path: Path) -> None:
+    table = [{"data": {"text/markdown": [":::{table} One table.\n", ":name: tab-a\n"]}}]
+    cells = [
+        {
+            "cell_type": "code",
+            "id": name,
+            "metadata": {"tags": tags},
+            "source": ['t(r, "One table.", "tab-a")'],
+            **outputs,
+        }
+        for name, tags, outputs in (
+            ("shown", [], {"outputs": table}),
+            ("empty", [], {"outputs": [{"data": {"text/markdown": ["No run is recorded yet."]}}]}),
+            ("hidden", ["remove-cell"], {"outputs": table}),
+            ("borrowed", ["remove-cell"], {"outputs": table}),
+        )
+    ]
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "book").mkdir()
+    (tmp_path / "notebooks" / "n.ipynb").write_text(json.dumps({"cells": cells}))
+    (tmp_path / "book" / "p.md").write_text("<!-- output of notebooks/n.ipynb, cell borrowed -->\n")
+    listed = report.items(tmp_path)
+    assert [item.numbered for item in listed] == [True, False, False, True]
+    lines = repr(report.evidence(listed, {})).splitlines()[1:]
+    assert lines[0] == lines[3] == "  - {numref}`tab-a`: One table"
+    assert lines[1] == lines[2] == "  - `tab-a`, not shown at present: One table"
+
+
 def test_tables_and_figures_are_found_wherever_they_are_made(tmp_path: Path) -> None:
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "book").mkdir()

@@ -71,8 +71,8 @@ def test_the_table_says_of_each_claim_what_its_difference_says(monkeypatch):
     assert verdicts(text) == [
         ("**holds**", "holds"),
         ("**does not hold**", "does not hold"),
-        ("**not recorded**", "not recorded"),
-        ("**not recorded**", "not recorded"),
+        ("not recorded", "not recorded"),
+        ("not recorded", "not recorded"),
         ("**holds**", "open"),  # of these images dealt once more, but not of new ones
     ]
     assert "+10.00 [+9.8," in text and "−10.00" in text
@@ -88,8 +88,8 @@ def test_verdicts_of_many_lines_are_corrected_for_their_number(monkeypatch):
     assert verdicts(one)[0][0] == "**holds**" and "Holm" not in one
     many = [Question("Sure", "here", sure, none)] + [Question("Barely", "here", barely, none)] * 5
     text = repr(verdict_table(many, "Claims.", "tab-x"))
-    assert [verdict for verdict, _ in verdicts(text)] == ["**holds**"] * 6
-    assert "With 6 lines tested at once (Holm's correction), the verdict of line 1 is left; the others" in text
+    assert [verdict for verdict, _ in verdicts(text)] == ["**holds**"] + ["holds"] * 5  # bold: left of all together
+    assert "After Holm's correction for 6 tests, line 1 stands; the other findings may be chance." in text
     nothing = repr(verdict_table([Question("Open", "here", arm(1.0), none)], "Claims.", "tab-x"))
     assert "Holm" not in nothing
 
@@ -111,9 +111,9 @@ def test_a_mean_that_stays_decides_from_the_first_number_of_pairs_whose_interval
     ours, theirs = arm(1.0, 3.0, 2.0, 6.0, label="A"), arm(0.0, 0.0, 0.0, 0.0, label="B")
     deviation = math.sqrt(sum((x - 3) ** 2 for x in (1, 3, 2, 6)) / 3)
     text = repr(seeds_needed(ours, theirs, 0.5))
-    first = int(text.split(" pairs on;")[0].split()[-1])
+    first = int(text.split(" pairs put the whole interval")[0].split()[-1])
     reach = [stats.t.ppf(0.975, n - 1) * deviation / math.sqrt(n) for n in (first - 1, first)]
-    assert reach[1] < 3.5 <= reach[0] and "lies above −0.50" in text
+    assert reach[1] < 3.5 <= reach[0] and "interval above −0.50" in text
     near = repr(seeds_needed(arm(-0.5, 0.5, -1.5), arm(0.0, 0.0, 0.0), 0.5))
     assert "no number of runs one could make" in near
 

@@ -101,7 +101,7 @@ class RunConfig:
         partner: shape of BPL's partners: same, acnet (1 x k and k x 1) or dbb (1 x 1, 1 x 1 before k x k, and
             1 x 1 before an average).
         kernel_norm: fixed holds the norm of every kernel of a block and its partners at what it was before the step, so
-            that all such runs have one effective learning rate; None lets it go where training takes it.
+            that all such runs have nearly one effective learning rate; None lets it go where training takes it.
         pretrain: data set and epochs on which the dense network was trained before, such as aid:20; its weights but the
             classifier's are where the run starts, or its dense network. None for fresh weights. That training is a
             dense run of the same recipe, with seed 0 and the protocol's split.

@@ -47,11 +47,17 @@ class SmallKernel(ConvNorm):
         conv: the convolution.
         norm: the batch normalisation of its output.
         frame: rows of zeros above (and below), and columns at the left (and right), that make it k x k.
+        step: rows and columns from one pixel that the convolution reads to the next, where its own stride is 1.
     """
 
-    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, frame: tuple[int, int]):
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, frame: tuple[int, int], step: tuple[int, int] = (1, 1)):
         super().__init__(conv, norm)
         self.frame = frame
+        self.step = step
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = self.step
+        return super().forward(x if self.step == (1, 1) else x[..., ::rows, ::columns])
 
     def _framed(self, kernel: Tensor) -> Tensor:
         rows, columns = self.frame
@@ -223,19 +229,24 @@ def _norm(block: nn.BatchNorm2d, channels: int) -> nn.BatchNorm2d:
 
 
 def _small(conv: nn.Conv2d, norm: nn.BatchNorm2d, kernel_size: tuple[int, int]) -> SmallKernel:
-    """A branch with a smaller kernel, padded so much less that it looks at the middle of what the block looks at."""
+    """A branch with a smaller kernel, padded so much less that it looks at the middle of what the block looks at.
+
+    A 1 x 1 that strides reads every other pixel of a copy: on CPUs the weight gradient of such a convolution over few
+    channels in channels_last writes past its memory in float32 (oneDNN issue 6035).
+    """
     frame = tuple((whole - part) // 2 for whole, part in zip(conv.kernel_size, kernel_size, strict=True))
     padding = tuple(p - d * f for p, d, f in zip(_padding(conv), conv.dilation, frame, strict=True))
+    skips = kernel_size == (1, 1) and padding == (0, 0)
     small = _conv(
         conv,
         conv.out_channels,
         kernel_size=kernel_size,
-        stride=conv.stride,
+        stride=1 if skips else conv.stride,
         padding=padding,
         dilation=conv.dilation,
         padding_mode=conv.padding_mode,
     )
-    return SmallKernel(small, _norm(norm, conv.out_channels), frame)
+    return SmallKernel(small, _norm(norm, conv.out_channels), frame, conv.stride if skips else (1, 1))
 
 
 def acnet(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> list[Branch]:

@@ -193,7 +193,10 @@ class Method:
         return model
 
     def as_trained(self, model: nn.Module) -> nn.Module:
-        """The network, as trained, that `finish` makes smaller: the two are compared, logit by logit, in the record."""
+        """The trained network that `finish` makes the one that ships: the record compares the logits of the two.
+
+        What was cut out before, at a freeze, is in neither of the two: that it was exact is for tests to show.
+        """
         return model
 
     def at_size(self, training: Training) -> bool:

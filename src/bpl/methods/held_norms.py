@@ -1,9 +1,10 @@
 """Kernels whose norm a step does not change: the control that separates direction from length in BPL's ablation.
 
 Batch normalisation makes a branch blind to the length of its kernel, but not its training: the longer the kernel, the
-less a step of the same rate turns it. The gradient of a cosine is orthogonal to the kernel, so the diversity loss
-lengthens kernels and lowers their effective learning rate, lr / |W|^2 (van Laarhoven 2017, arXiv 1706.05350). With the
-norms held, what remains of the loss's effect is what it does to directions.
+less a step of the same rate turns it. The gradient of a cosine is orthogonal to its vector, in the released form to the
+joined kernels of a stage, so the diversity loss lengthens kernels and lowers their effective learning rate, lr / |W|^2
+(van Laarhoven 2017, arXiv 1706.05350). With the norms held, what remains of the loss's effect is what it does to
+directions, nearly: the norm is held per kernel, and batch normalisation is blind per filter.
 """
 
 import torch

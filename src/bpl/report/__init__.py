@@ -1,7 +1,7 @@
 """Tables, figures and sentences made from records; nothing here knows of data, training or networks."""
 
 from bpl.report.claims import Claim, claim
-from bpl.report.courses import at_the_bound, departures, landing, selection_changes
+from bpl.report.courses import at_the_bound, departures, landing, last_values, selection_changes
 from bpl.report.curves import curves, residuals, strengths
 from bpl.report.display import Drawing, Markdown
 from bpl.report.evidence import evidence, items
@@ -38,6 +38,7 @@ __all__ = [
     "complete",
     "departures",
     "landing",
+    "last_values",
     "selection_changes",
     "contrasts",
     "control",

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterable
 from itertools import pairwise
+from statistics import fmean
 
 from bpl.budget import Budget
 from bpl.records import Record
 from bpl.report.display import Markdown
-from bpl.report.rows import Row
+from bpl.report.numbers import points
+from bpl.report.rows import Row, named_among
 from bpl.report.sentences import NO_RECORDS
 
 _COSTS = {"macs": "MACs", "params": "parameters"}
@@ -142,6 +144,24 @@ def at_the_bound(rows: list[Row], bound: float) -> Markdown:
         for row in rows
         if row.method == "ddsl" and row.config["strengths"] == "dean"
     )
+
+
+def last_values(rows: list[Row], curve: str, what: str) -> Markdown:
+    """Where a curve ends, so that a figure of it can be read without guessing.
+
+    Args:
+        rows: rows; those whose runs lack the curve are left out.
+        curve: a curve of the records, such as "partner_cosine".
+        what: its name in the sentence.
+
+    Returns:
+        Markdown, one sentence with the mean over seeds of every row; another one where no row is left.
+    """
+    ends = []
+    for row in named_among([row for row in rows if all(curve in record.curves for record in row.records)]):
+        mean = fmean(record.curves[curve][-1] for record in row.records)
+        ends.append(f"{points(mean)} for {row.label} (n = {len(row.records)})")
+    return Markdown(f"{what} in the last epoch: {'; '.join(ends)}." if ends else NO_RECORDS)
 
 
 def _items(lines: Iterable[str]) -> Markdown:

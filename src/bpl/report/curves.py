@@ -1,13 +1,25 @@
 """What happened while training, epoch by epoch, as mean over seeds."""
 
 import itertools
+from collections import Counter
 
 import numpy as np
 
 from bpl.report.display import Drawing, Markdown
 from bpl.report.rows import Row, named_among
 from bpl.report.sentences import NO_RECORDS
-from bpl.report.style import COLOURS, SERIES, drawing, label_at_right, new_axes
+from bpl.report.style import (
+    LINES,
+    MAIN_ROLES,
+    SERIES,
+    End,
+    colour_of,
+    drawing,
+    label_at_right,
+    name_of,
+    new_axes,
+    role_of,
+)
 
 TITLES = {
     "validation": "Top-1 on the validation part, %",
@@ -19,7 +31,7 @@ TITLES = {
 
 
 def curves(rows: list[Row], name: str = "validation") -> Drawing | Markdown:
-    """One curve a row, the range over its seeds as a band.
+    """One curve a row, the range over its seeds as a band; rows of one role differ in the style of the line.
 
     Args:
         rows: rows that were trained for any number of epochs.
@@ -33,18 +45,16 @@ def curves(rows: list[Row], name: str = "validation") -> Drawing | Markdown:
     if not drawn:
         return Markdown(NO_RECORDS)
     figure, axes = new_axes(height=3.8)
-    # Colours are the methods' where every row is of a method of its own.
-    one_each = len({row.method for row in drawn}) == len(drawn)
     ends = []
-    for index, row in enumerate(drawn):
-        colour = COLOURS.get(row.method, SERIES[-1]) if one_each else SERIES[index % len(SERIES)]
+    for row, line, colour in zip(drawn, _lines(drawn), _colours(drawn), strict=True):
         values = np.array([record.curves[name] for record in row.records if name in record.curves])  # (seeds, epochs)
         epochs = np.arange(1, values.shape[1] + 1)
-        axes.plot(epochs, values.mean(axis=0), color=colour, linewidth=1.6)
+        axes.plot(epochs, values.mean(axis=0), line, color=colour, linewidth=1.6)
         if len(values) > 1:
             axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, linewidth=0)
-        ends.append((epochs[-1], values[:, -1].mean(), colour, _label(row, drawn)))
-    axes.set_xlim(0, max(epoch for epoch, *_ in ends))
+        ends.append(End(epochs[-1], values[:, -1].mean(), colour, _label(row, drawn), line=line))
+    axes.set_xlim(0, max(end.x for end in ends))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     label_at_right(axes, ends)
     axes.set_xlabel("Epoch")
     axes.set_ylabel(TITLES.get(name, name.replace("_", " ")))
@@ -84,7 +94,7 @@ def _log_curves(rows: list[Row], names: dict[str, str], what: str, title: str) -
         return Markdown(NO_RECORDS)
     figure, axes = new_axes(height=3.8)
     ends = []
-    for row, style in zip(drawn, itertools.cycle(("-", "--", ":", "-."))):
+    for row, line in zip(drawn, itertools.cycle(LINES)):
         label = _label(row, drawn).removeprefix("DDSL, ")
         for (name, word), colour in zip(names.items(), SERIES, strict=False):
             values = np.array([record.curves[name] for record in row.records])  # (seeds, epochs)
@@ -92,10 +102,10 @@ def _log_curves(rows: list[Row], names: dict[str, str], what: str, title: str) -
             if not there.any():
                 continue
             logs, epochs = np.log10(values[:, there]), 1 + np.flatnonzero(there)
-            axes.plot(epochs, logs.mean(axis=0), style, color=colour, linewidth=1.6)
+            axes.plot(epochs, logs.mean(axis=0), line, color=colour, linewidth=1.6)
             if len(values) > 1:
                 axes.fill_between(epochs, logs.min(axis=0), logs.max(axis=0), color=colour, alpha=0.15, linewidth=0)
-            ends.append((epochs[-1], logs[:, -1].mean(), colour, f"{word}, {label}"))
+            ends.append(End(epochs[-1], logs[:, -1].mean(), colour, f"{word}, {label}", line=line))
     axes.set_xlim(0, max(len(record.curves["loss"]) for row in drawn for record in row.records))
     if not ends:
         return Markdown(NO_RECORDS)
@@ -109,7 +119,25 @@ def _log_curves(rows: list[Row], names: dict[str, str], what: str, title: str) -
     return drawing(figure, f"{title}, geometric mean over seeds")
 
 
+def _lines(rows: list[Row]) -> list[str]:
+    """The style of each line: of the rows of one role, the one with the method's own settings is drawn whole."""
+    lines, used = {}, Counter()
+    for index in sorted(range(len(rows)), key=lambda index: not rows[index].is_default_method):
+        role = role_of(rows[index])
+        lines[index] = LINES[used[role] % len(LINES)]
+        used[role] += 1
+    return [lines[index] for index in range(len(rows))]
+
+
+def _colours(rows: list[Row]) -> list[str]:
+    """The colour of each row's role; where all are variants of one other method, they are what the figure compares."""
+    roles = {role_of(row) for row in rows}
+    if len(rows) > 1 and len(roles) == 1 and not roles & set(MAIN_ROLES):
+        return [SERIES[index % len(SERIES)] for index in range(len(rows))]
+    return [colour_of(row) for row in rows]
+
+
 def _label(row: Row, rows: list[Row]) -> str:
     """The row's name, with its ratio where the rows differ in it."""
     ratios = {other.ratio for other in rows if other.method != "dense"}
-    return row.label if len(ratios) <= 1 or row.method == "dense" else f"{row.label}, {row.ratio:g}"
+    return name_of(row) if len(ratios) <= 1 or row.method == "dense" else f"{name_of(row)}, ratio {row.ratio:g}"

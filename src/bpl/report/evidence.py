@@ -8,11 +8,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bpl.report.display import Markdown
 from bpl.report.origins import Origin, origins
 
 _WRITTEN = re.compile(r"^(?:```|~~~)\{table\} (.*)\n:name: (tab-[\w-]+)$", re.MULTILINE)
+_BORROWED = re.compile(r"<!-- output of (\S+), cell (\S+) -->")  # as `book/stage.py` reads it
 
 
 # The command that writes a measured file; None for one that no command of this repository writes again.
@@ -52,6 +54,7 @@ class Item:
         page: the file that shows it, from the root of the repository.
         grids: names of the campaigns whose records it is made from; none where the page computes or states it.
         files: names of the measured files that it is made from.
+        numbered: whether the book shows it, and so can give its number.
     """
 
     label: str
@@ -59,6 +62,7 @@ class Item:
     page: str
     grids: tuple[str, ...]
     files: tuple[str, ...] = ()
+    numbered: bool = True
 
 
 def items(root: Path) -> list[Item]:
@@ -71,6 +75,8 @@ def items(root: Path) -> list[Item]:
         The items of the notebooks, then those that are written into pages.
     """
     found = []
+    pages = {path: path.read_text(encoding="utf-8") for path in sorted((root / "book").glob("*.md"))}
+    borrowed = set(_BORROWED.findall("\n".join(pages.values())))
     for path in sorted((root / "notebooks").glob("*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         code = [(cell, "".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
@@ -81,12 +87,24 @@ def items(root: Path) -> list[Item]:
             if "nbval-ignore-output" in cell["metadata"].get("tags", []):
                 origin = Origin()  # made live
             page = f"notebooks/{path.name}"
-            found += [Item(label, caption, page, origin.grids, origin.files) for label, caption in shown]
-    for path in sorted((root / "book").glob("*.md")):
-        written = _WRITTEN.findall(path.read_text(encoding="utf-8"))
+            for label, caption in shown:
+                numbered = _shows(cell, label, (page, cell.get("id")) in borrowed)
+                found.append(Item(label, caption, page, origin.grids, origin.files, numbered))
+    for path, text in pages.items():
         page = f"book/{path.name}"
+        written = _WRITTEN.findall(text)
         found += [Item(label, caption, page, (), _WRITTEN_FROM.get(label, ())) for caption, label in written]
     return found
+
+
+def _shows(cell: Mapping[str, Any], label: str, borrowed: bool) -> bool:
+    """Whether the book shows a cell's table or figure: on its own page, or on one that borrows the cell's output."""
+    if "remove-cell" in cell["metadata"].get("tags", []) and not borrowed:
+        return False
+    data = [output.get("data", {}) for output in cell.get("outputs", [])]
+    if label.startswith("fig-"):
+        return any(kind.startswith("image/") for kinds in data for kind in kinds)
+    return any(f":name: {label}\n" in "".join(kinds.get("text/markdown", "")) for kinds in data)
 
 
 def _tables(source: str) -> list[tuple[str, str]]:
@@ -135,7 +153,9 @@ def evidence(listed: list[Item], campaigns: Mapping[str, tuple[int, int]]) -> Ma
     key = operator.attrgetter("page", "grids", "files")
     for (page, grids, files), members in itertools.groupby(listed, key=key):
         lines.append(f"- [{page}](../{page}): {_made_by(page, grids, files, campaigns)}")
-        lines += [f"  - `{item.label}` {_first_sentence(item.caption)}" for item in members]
+        for item in members:
+            name = f"{{numref}}`{item.label}`:" if item.numbered else f"`{item.label}`, not shown at present:"
+            lines.append(f"  - {name} {_first_sentence(item.caption)}")
     return Markdown("\n".join(lines))
 
 
@@ -143,10 +163,13 @@ def _made_by(
     page: str, grids: tuple[str, ...], files: tuple[str, ...], campaigns: Mapping[str, tuple[int, int]]
 ) -> str:
     parts = []
-    if grids:
-        commands = " and ".join(f"`bpl sweep workflow/{grid}.yaml`" for grid in grids)
-        states = [f"{total - missing} of {total}" for missing, total in (campaigns[grid] for grid in grids)]
-        parts.append(f"{commands}; {' and '.join(states)} runs recorded")
+    states = []
+    for grid in grids:
+        missing, total = campaigns[grid]
+        runs = "" if states else " runs recorded"
+        states.append(f"`bpl sweep workflow/{grid}.yaml` ({total - missing} of {total}{runs})")
+    if states:
+        parts.append(", ".join(states))
     for file in files:
         command = MADE_BY[file]
         parts.append(

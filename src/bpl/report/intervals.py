@@ -1,11 +1,12 @@
 """Differences side by side: one line an arm, its mean difference to a common control with the interval."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from bpl.report.display import Drawing, Markdown
 from bpl.report.numbers import p_value, points, spread, with_interval
 from bpl.report.rows import Row
-from bpl.report.sentences import NO_RECORDS, difference, from_pairs, seeds
+from bpl.report.sentences import NO_RECORDS, difference, seeds
+from bpl.report.statistics import left_together
 from bpl.report.style import COLOURS, GREY, drawing, new_axes
 from bpl.report.tables import MISSING, numbered_table, sources_of
 
@@ -13,7 +14,7 @@ Pair = tuple[str, Row | None, Row | None]
 
 
 def contrasts(pairs: Sequence[Pair]) -> Markdown:
-    """What differences between arms say, one item each.
+    """What differences between arms say, one numbered item each, and what is left when all are tested at once.
 
     Args:
         pairs: the question, the arm and its control; None for an arm that is not recorded.
@@ -21,19 +22,50 @@ def contrasts(pairs: Sequence[Pair]) -> Markdown:
     Returns:
         Markdown; a pair without runs at common seeds says so.
     """
-    items = []
-    for question, row, other in pairs:
+    items, tested, significant = [], {}, []
+    for number, (question, row, other) in enumerate(pairs, 1):
         value = None if row is None else row.difference(other)
         if value is None:
-            items.append(f"- **{question}** Not recorded yet.")
+            said = "Not recorded yet"
         elif value.low is None:
-            items.append(f"- **{question}** {points(value.mean)} points, {from_pairs(value.n)}, which shows little.")
+            said = f"{points(value.mean)} points, {value.undecided}"
         else:
-            shown = (
-                "beyond chance, taken by itself" if value.beyond_chance else "no difference that these seeds can show"
-            )
-            items.append(f"- **{question}** {difference(value)}, {seeds(value.n)}: {shown}.")
-    return Markdown("\n".join(items))
+            shown = value.undecided or "significant at the 5 % level as a single test"
+            said = f"{difference(value)}, {seeds(value.n)}: {shown}"
+        items.append(f"{number}. **{question}** {said}.")
+        if value is not None and value.testable:
+            tested[number] = value.p
+            significant += [number] if value.beyond_chance else []
+    said = after_holm(tested, significant, "line")
+    return Markdown("\n".join(items) + (f"\n\n{said}" if said else ""))
+
+
+def after_holm(p_values: Mapping[int, float], claimed: Sequence[int], what: str) -> str:
+    """Which of several findings stand when all comparisons are tested at once.
+
+    Args:
+        p_values: number of a comparison -> its p, of all that were tested.
+        claimed: the numbers of those that are findings by themselves.
+        what: what one of them is called, such as "line".
+
+    Returns:
+        A sentence; empty where nothing was found, or only one comparison was tested.
+    """
+    if not claimed or len(p_values) == 1:
+        return ""
+    left = standing(p_values, claimed)
+    start = f"After Holm's correction for {len(p_values)} tests, "
+    if not left:
+        return f"{start}no finding stands: each may be chance."
+    many = f"{what}s {', '.join(map(str, left[:-1]))} and {left[-1]} stand" if len(left) > 1 else ""
+    others = "" if len(left) == len(claimed) else "; the other findings may be chance"
+    return f"{start}{many or f'{what} {left[0]} stands'}{others}."
+
+
+def standing(p_values: Mapping[int, float], claimed: Sequence[int]) -> list[int]:
+    """The numbers of the findings that are left after Holm's correction; arguments as of `after_holm`."""
+    left = dict(zip(p_values, left_together(list(p_values.values())), strict=True))
+    return [number for number in claimed if left[number]]
 
 
 def difference_table(pairs: Sequence[Pair], caption: str, name: str) -> Markdown:

@@ -11,10 +11,10 @@ from bpl.report.style import GREY, SERIES, drawing, label_at_right, new_axes
 from bpl.report.survey import Survey
 from bpl.report.tables import MISSING, numbered_table
 
-ROUNDINGS = {1: "widths as they fall", 8: "rounded to 8", 16: "rounded to 16"}
+ROUNDINGS = {1: "not rounded", 8: "rounded to 8", 16: "rounded to 16"}
 BACKENDS = {"eager": "PyTorch (eager)", "compile": "torch.compile", "onnxruntime": "ONNX Runtime"}
-AIM = 3.3  # times faster than the dense network, at ratio 0.7 rounded to 16 under ONNX Runtime
-AIM_THREADS = 2  # on which that was aimed at
+AIM = 3.3  # times as fast as the dense network, at ratio 0.7 rounded to 16 under ONNX Runtime: this library's goal
+AIM_THREADS = 2  # on which that is the goal
 
 
 def machine(survey: Survey) -> Markdown:
@@ -48,7 +48,7 @@ def _threads(machine: dict[str, Any]) -> str:
 def cost_and_time(
     survey: Survey, rows: list[Row], caption: str, name: str, *, backend: str = "onnxruntime", method: str = "bpl"
 ) -> Markdown:
-    """One line a network: widths, cost, time at every batch size, accuracy where there are records.
+    """One line a network: widths, cost, time at every batch size, accuracy where there are records; and the noise.
 
     Args:
         survey: the measurements.
@@ -65,12 +65,51 @@ def cost_and_time(
     lines = []
     for entry in shown:
         dense = entry is survey.dense
-        line = [MISSING if dense else f"{entry['ratio']:g}", MISSING if dense else str(entry["round_to"])]
+        line = [
+            MISSING if dense else f"{entry['ratio']:g}",
+            MISSING if dense or entry["round_to"] == 1 else str(entry["round_to"]),
+        ]
         line += [_widths(survey, entry), *_costs(survey, entry)]
         for batch in batches:
             line += _time(survey, entry, backend, batch)
         lines.append([*line, _accuracy(rows, entry, "dense" if dense else method)])
-    return Markdown(numbered_table([*header, "Top-1, %"], lines, caption, name))
+    table = numbered_table([*header, "Top-1, %"], lines, caption, name)
+    groups = _equal_networks(survey)
+    if not groups:
+        return Markdown(table)
+    ratios = " and ".join(f"{ratio:g}" for ratio in dict.fromkeys(group[0]["ratio"] for group in groups))
+    return Markdown(
+        f"{table}\n\nRows of the same widths (ratio {ratios}) are one network, measured anew for each row. Its medians "
+        f"differ by up to {_percents(_noise(survey, backend))}. So a difference of that size between two networks may "
+        f"be noise, whatever the brackets say, which hold the rounds of one measurement only."
+    )
+
+
+def _equal_networks(survey: Survey) -> list[list[dict[str, Any]]]:
+    """The uniformly pruned networks that have the same widths at several roundings, and so are one network."""
+    groups: dict[tuple[int, ...], list[dict[str, Any]]] = {}
+    for entry in survey.networks:
+        if entry["name"].startswith("ratio "):
+            groups.setdefault(tuple(entry["widths"].values()), []).append(entry)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _apart(survey: Survey, entries: list[dict[str, Any]], backend: str) -> dict[int, float]:
+    """For every batch size, how far apart the speeds of some networks are, in percent of the slowest."""
+    batches = sorted({row["batch_size"] for row in survey.times})
+    speeds = {b: [survey.time(entry["name"], backend, b)["speed_up"][1] for entry in entries] for b in batches}
+    return {batch: 100 * (max(values) / min(values) - 1) for batch, values in speeds.items()}
+
+
+def _noise(survey: Survey, backend: str) -> dict[int, float]:
+    """For every batch size, how far apart the speeds of one network are that was measured several times, in percent."""
+    found = [_apart(survey, group, backend) for group in _equal_networks(survey)]
+    return {batch: max(values[batch] for values in found) for batch in (found[0] if found else ())}
+
+
+def _percents(apart: dict[int, float]) -> str:
+    """Percentages by batch size, such as "8 % at batch 1 and 6 % at batch 16"."""
+    return " and ".join(f"{value:.1f}{NBSP}% at batch {batch}" for batch, value in apart.items())
 
 
 def _costs(survey: Survey, entry: dict[str, Any]) -> list[str]:
@@ -160,7 +199,7 @@ def fractions(survey: Survey, ratio: float, caption: str, name: str) -> Markdown
 
 
 def aim(survey: Survey, ratio: float = 0.7, round_to: int = 16) -> Markdown:
-    """Whether the network of rounded widths is as much faster as was aimed at, in a sentence."""
+    """How much faster the network of rounded widths is, and whether that is this library's goal, in two sentences."""
     entry = survey.find(ratio, round_to)
     rows = [row for row in survey.times if (row["network"], row["backend"]) == (entry["name"], "onnxruntime")]
     times = {row["batch_size"]: row["speed_up"] for row in rows}
@@ -172,8 +211,8 @@ def aim(survey: Survey, ratio: float = 0.7, round_to: int = 16) -> Markdown:
     return Markdown(
         f"Ratio {ratio:g} with widths rounded to {round_to} removes {100 * survey.removed(entry):.1f} % of the "
         f"multiply-accumulates, and under ONNX Runtime on {_threads(survey.machine)} the network is {said} as "
-        f"the dense one (brackets: quartiles over rounds). The aim was {AIM} times on {AIM_THREADS} threads: "
-        f"{'reached' if met else 'not reached'} here, on {_threads(survey.machine)}."
+        f"the dense one (brackets: quartiles over rounds). This library's goal, {AIM} times on {AIM_THREADS} threads, "
+        f"is {'reached' if met else 'not reached'} here on {_threads(survey.machine)}."
     )
 
 
@@ -191,10 +230,15 @@ def kernels(survey: Survey, caption: str, name: str) -> Markdown:
         ms, macs = sum(layer["ms"] for layer in layers), sum(layer["macs"] for layer in layers)
         slow = sum(layer["ms"] for layer in layers if _speed(layer) < best / 2)
         lines.append(
-            [network, f"{ms:.2f}", f"{macs / ms / 1e6:.0f}", f"{100 * macs / ms * 1e3 / best:.0f}{NBSP}%",
+            [_not_rounded(network), f"{ms:.2f}", f"{macs / ms / 1e6:.0f}", f"{100 * macs / ms * 1e3 / best:.0f}{NBSP}%",
              f"{100 * slow / ms:.0f}{NBSP}% of the time"]
         )  # fmt: skip
     return Markdown(numbered_table(header, lines, caption, name))
+
+
+def _not_rounded(network: str) -> str:
+    """A network's name as a reader sees it: rounding to multiples of 1 is none."""
+    return network.replace("rounded to 1", "not rounded") if network.endswith("rounded to 1") else network
 
 
 def _speed(layer: dict[str, Any]) -> float:
@@ -212,7 +256,9 @@ def roofline(survey: Survey) -> Drawing:
     for (network, layers), colour, marker in zip(survey.layers.items(), ("#000000", *SERIES), "Dos^v", strict=False):
         x = [layer["macs"] / layer["bytes"] for layer in layers]
         y = [_speed(layer) / 1e9 for layer in layers]
-        axes.plot(x, y, marker, color=colour, markersize=4.5, alpha=0.75, markeredgewidth=0, label=network)
+        axes.plot(
+            x, y, marker, color=colour, markersize=4.5, alpha=0.75, markeredgewidth=0, label=_not_rounded(network)
+        )
     best, stream = survey.best_rate / 1e9, survey.peak["bytes_per_second"] / 1e9
     left, right = axes.get_xlim()
     left = max(left, 0.3)
@@ -228,7 +274,7 @@ def roofline(survey: Survey) -> Drawing:
 
 
 def target(survey: Survey, rows: list[Row], caption: str, name: str) -> Markdown:
-    """Widths chosen layer by layer for a latency, beside the uniform ratio that takes as long.
+    """Widths chosen layer by layer for a latency, beside the uniform ratio that takes as long; and whether they differ.
 
     Args:
         survey: the measurements.
@@ -240,9 +286,8 @@ def target(survey: Survey, rows: list[Row], caption: str, name: str) -> Markdown
     header = ["Network", "Widths", "Kept, harmonic mean", "MACs, %", "Parameters, %", "Memory, MB"]
     header += [text for batch in batches for text in (f"Batch {batch}, ms", "faster")]
     lines = []
-    for entry in survey.networks:
-        if entry is survey.dense or entry["name"].startswith("ratio "):
-            continue
+    entries = [entry for entry in survey.networks[1:] if not entry["name"].startswith("ratio ")]
+    for entry in entries:
         named = f"`--target {entry['target']}`" if entry["target"] else f"uniform, ratio {entry['ratio']:g}"
         kept = [entry["widths"][conv] / survey.dense["widths"][conv] for conv in survey.prunable]
         line = [named, _widths(survey, entry), f"{len(kept) / sum(1 / share for share in kept):.3f}"]
@@ -250,4 +295,14 @@ def target(survey: Survey, rows: list[Row], caption: str, name: str) -> Markdown
         for batch in batches:
             line += _time(survey, entry, "onnxruntime", batch)
         lines.append([*line, _accuracy(rows, entry, "bpl")])
-    return Markdown(numbered_table([*header, "Top-1, %"], lines, caption, name))
+    table = numbered_table([*header, "Top-1, %"], lines, caption, name)
+    noise = _noise(survey, "onnxruntime")
+    if len(entries) < 2 or not noise:
+        return Markdown(table)
+    apart = _apart(survey, entries, "onnxruntime")
+    more = [f"batch {batch}" for batch in batches if apart[batch] > noise[batch]]
+    verdict = f"more than that noise at {' and '.join(more)}" if more else "no more than that noise"
+    return Markdown(
+        f"{table}\n\nThe speeds of these networks differ by {_percents(apart)}; those of one and the same network, "
+        f"measured several times, by up to {_percents(noise)}. The difference is {verdict}."
+    )

@@ -15,11 +15,6 @@ def seeds(n: int) -> str:
     return "in one run" if n == 1 else f"over n = {n} seeds"
 
 
-def from_pairs(n: int) -> str:
-    """Where a difference without an interval comes from: "from one pair of runs", or "from n pairs that agree"."""
-    return "from one pair of runs" if n == 1 else f"from {n} pairs of runs that agree"
-
-
 def accuracy(summary: Summary) -> str:
     """An accuracy with its interval, such as "74.29 % [73.8, 74.8]"."""
     return f"{summary.mean:.2f} % {interval(summary.low, summary.high)}".rstrip()
@@ -40,15 +35,13 @@ def verdict(value: Difference | None, other: str) -> str:
     """
     if value is None:
         return f"there is nothing to compare it with: {other} is not recorded at the same seeds"
-    if value.low is None:
-        return f"{difference(value)} against {other}, {from_pairs(value.n)}, which shows little"
-    if not value.beyond_chance:
-        return f"{difference(value)} against {other}: no difference that {value.n} seeds can show"
+    if value.undecided:
+        return f"{difference(value)} against {other}: {value.undecided}"
     return f"{difference(value)} against {other}: {'better' if value.mean > 0 else 'worse'} than {other}"
 
 
 def answer(rows: list[Row], method: str = "bpl") -> Markdown:
-    """The page's result: what was run, then one item a ratio, the strongest pruning first.
+    """The page's result: what was run, then one item a ratio, that of the most seeds first, then the strongest.
 
     Args:
         rows: the recorded rows of the page's table.
@@ -57,16 +50,15 @@ def answer(rows: list[Row], method: str = "bpl") -> Markdown:
     Returns:
         Markdown; one sentence where nothing is recorded.
     """
-    ratios = sorted({row.ratio for row in rows if row.method == method}, reverse=True)
-    if not ratios:
+    of_ratio = {row.ratio: find(rows, method, row.ratio) for row in rows if row.method == method}
+    if not of_ratio:
         return Markdown(NO_RECORDS)
     sentences = [_network(rows)]
     dense = find(rows, "dense")
     if dense is not None:
         sentences.append(f"The dense network reaches {accuracy(dense.accuracy)} {seeds(dense.accuracy.n)}.")
     items = []
-    for ratio in ratios:
-        row = find(rows, method, ratio)
+    for ratio, row in sorted(of_ratio.items(), key=lambda item: (item[1].accuracy.n, item[0]), reverse=True):
         against = [
             verdict(row.difference(control(rows, row, "scratch")), "the narrow network trained from scratch"),
             verdict(row.difference(control(rows, row, "dense")), "the dense network"),
@@ -90,7 +82,7 @@ def aim_met(row: Row | None, aim: float, others: list[Row | None]) -> Markdown:
         Markdown, one item a recorded row.
     """
     if row is None:
-        return Markdown(f"The aim was {aim:g} %. {NO_RECORDS}")
+        return Markdown(f"Our goal was {aim:g} %. {NO_RECORDS}")
     met = "met" if row.accuracy.mean >= aim else "not met"
     if row.accuracy.n < _AIM_SEEDS:
         met = "open until so many are recorded"
@@ -101,7 +93,7 @@ def aim_met(row: Row | None, aim: float, others: list[Row | None]) -> Markdown:
         if found is not None
     ]
     return Markdown(
-        f"The aim for the first network of this list, a mean of {aim:g} % over {_AIM_SEEDS} seeds, is {met}:\n\n"
+        f"Our goal for the first network of this list, a mean of {aim:g} % over {_AIM_SEEDS} seeds, is {met}:\n\n"
         + "\n".join(items)
     )
 
@@ -124,25 +116,28 @@ def ranking(rows: list[Row]) -> Markdown:
         if scratch is None:
             continue
         methods = [row for row in rows if row.ratio == ratio and row.method not in ("dense", "scratch")]
-        found = _ranked([(row, row.difference(control(rows, row, "scratch"))) for row in methods])
         items.append(
-            f"- **{percent_change(-scratch.macs_reduction)} % MACs** (ratio {ratio:g}), against the narrow network "
-            f"from scratch at {accuracy(scratch.accuracy)}: {found or 'nothing else is recorded'}."
+            f"**{percent_change(-scratch.macs_reduction)} % MACs** (ratio {ratio:g}), against the narrow network "
+            f"from scratch at {accuracy(scratch.accuracy)}, {seeds(scratch.accuracy.n)}:"
         )
+        items.append(_ranked([(row, row.difference(control(rows, row, "scratch"))) for row in methods]))
         narrow = [row for row in rows if row.ratio == ratio and row.method == "scratch"]
         for longer in (row for row in narrow if row.config["epochs"] > scratch.config["epochs"]):
-            found = _ranked([(row, row.difference(longer)) for row in methods])
             items.append(
-                f"  - Against the same network trained for {longer.config['epochs']} epochs, at "
-                f"{accuracy(longer.accuracy)}, {seeds(longer.accuracy.n)}: {found or 'nothing else is recorded'}."
+                f"The same against that network trained for {longer.config['epochs']} epochs, at "
+                f"{accuracy(longer.accuracy)}, {seeds(longer.accuracy.n)}:"
             )
-    return Markdown("\n".join(items) or NO_RECORDS)
+            items.append(_ranked([(row, row.difference(longer)) for row in methods]))
+    return Markdown("\n\n".join(items) or NO_RECORDS)
 
 
 def _ranked(values: list[tuple[Row, Difference | None]]) -> str:
     """Rows by what can be said of their differences to one control, each group from the largest difference down.
 
     What is beyond chance by itself is tested once more together with all the others that are held against the control.
+
+    Returns:
+        Markdown, one item a group.
     """
     alone = [row.label for row, value in values if value is None or not value.testable]
     tested = [(row.label, value) for row, value in values if value is not None and value.testable]
@@ -150,19 +145,19 @@ def _ranked(values: list[tuple[Row, Difference | None]]) -> str:
     for label, value in tested:
         group = alike if not value.beyond_chance else better if value.mean > 0 else worse
         group.append((value.mean, label))
-    groups = (("better beyond chance", better), ("worse beyond chance", worse), ("no difference shown", alike))
+    groups = (("better", better), ("worse", worse), ("undecided, the interval includes 0", alike))
     parts = [
-        f"{name}: {', '.join(f'{label} ({points(mean)})' for mean, label in sorted(members, reverse=True))}"
+        f"- {name}: {'; '.join(f'{label} ({points(mean)})' for mean, label in sorted(members, reverse=True))}"
         for name, members in groups
         if members
     ]
-    if better or worse:
+    if (better or worse) and len(tested) > 1:
         are_left = left_together([value.p for _, value in tested])
         left = [label for (label, _), is_left in zip(tested, are_left, strict=True) if is_left]
-        parts.append(f"left where all {len(tested)} are tested at once (Holm): {', '.join(left) or 'none'}")
+        parts.append(f"- of these, after Holm's correction for {len(tested)} tests: {'; '.join(left) or 'none'}")
     if alone:
-        parts.append(f"too few seeds to say: {', '.join(alone)}")
-    return "; ".join(parts)
+        parts.append(f"- too few seeds to say: {'; '.join(alone)}")
+    return "\n".join(parts) or "- nothing else is recorded"
 
 
 def diversity(rows: list[Row]) -> Markdown:
@@ -217,7 +212,7 @@ def beside_claim(rows: list[Row], claim: Claim, ratio: float = 0.7, method: str 
     elif value.low is None:
         parts.append(
             f"Ours ({_network_name(row)}, ratio {ratio:g}) differs by {points(value.mean)} points, "
-            f"{from_pairs(value.n)}; that has no interval, so it can neither confirm nor refute a claim of this size."
+            f"{value.undecided}; that has no interval, so it can neither confirm nor refute a claim of this size."
         )
     else:
         inside = value.low <= -claim.accuracy_loss <= value.high

@@ -69,6 +69,15 @@ class Difference:
         return self.n >= FEWEST and self.low is not None
 
     @property
+    def undecided(self) -> str | None:
+        """Why no verdict can be taken from it, in words; None where one can: it is beyond chance."""
+        if self.low is None:
+            return "from one pair of runs" if self.n == 1 else f"from {self.n} pairs of runs that agree"
+        if not self.testable:
+            return "too few runs to say"
+        return None if self.beyond_chance else "undecided, the interval includes 0"
+
+    @property
     def beyond_chance(self) -> bool:
         """Whether it is testable, and the interval leaves zero outside."""
         return self.testable and not self.low <= 0 <= self.high

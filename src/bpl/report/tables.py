@@ -1,19 +1,21 @@
 """Tables made from rows, as Markdown: narrow enough for a phone, each with its commands and records behind a toggle."""
 
+import re
 from collections.abc import Sequence
 
 from bpl.report.display import Markdown
-from bpl.report.numbers import interval, percent_change, spread, with_interval
+from bpl.report.numbers import NBSP, interval, percent_change, spread, with_interval
 from bpl.report.rows import Row, control, find
-from bpl.report.statistics import Difference
 
 MISSING = "–"
+# A number in bold, with a sign or in brackets; "3x3" is none.
+_NUMBER = re.compile(r"[^\w]*\d[\d.,]*(e[+-]?\d+)?(?!\w)")
 
 
 def accuracy_table(
     rows: list[Row], caption: str, name: str, *, training: bool = False, sources: bool = True
 ) -> Markdown:
-    """Accuracy against cost, one line a row.
+    """Accuracy against cost, one line a row; what a phone shows without scrolling comes first.
 
     Args:
         rows: the rows of one table.
@@ -25,25 +27,22 @@ def accuracy_table(
     Returns:
         The table; one sentence where there is no row.
     """
-    header = ["Method", "Ratio", "MACs, %", "Top-1, %", "Interval", "To scratch", "To dense", "n"]
-    lines = [
-        [
-            row.label,
-            _ratio(row),
-            percent_change(-row.macs_reduction),
-            spread(row.accuracy),
-            interval(row.accuracy.low, row.accuracy.high),
-            _difference(None if row.method == "dense" else row.difference(control(rows, row, "scratch"))),
-            _difference(row.difference(control(rows, row, "dense"))),
-            str(row.accuracy.n),
-        ]
-        for row in rows
-    ]
-    if training:
-        header.insert(3, "Training")
-        for row, line in zip(rows, lines, strict=True):
-            line.insert(3, _training(rows, row))
-    return _finish(rows, header, lines, caption, name, sources)
+    columns = {
+        "Method": [row.label for row in rows],
+        "Ratio": [_ratio(row) for row in rows],
+        "Top-1, %": [spread(row.accuracy) for row in rows],
+        "Against scratch, points": [
+            MISSING if row.method == "dense" else _difference(row, control(rows, row, "scratch")) for row in rows
+        ],
+        "Against dense, points": [_difference(row, control(rows, row, "dense")) for row in rows],
+        "n": [str(row.accuracy.n) for row in rows],
+        "MACs, %": [percent_change(-row.macs_reduction) for row in rows],
+        "Training, × dense": [_training(rows, row) for row in rows],
+        "Top-1, 95 % interval": [interval(row.accuracy.low, row.accuracy.high) for row in rows],
+    }
+    if not training:
+        del columns["Training, × dense"]
+    return _finish(rows, columns, caption, name, sources)
 
 
 def cost_table(rows: list[Row], caption: str, name: str, *, sources: bool = True) -> Markdown:
@@ -58,21 +57,16 @@ def cost_table(rows: list[Row], caption: str, name: str, *, sources: bool = True
     Returns:
         The table; one sentence where there is no row.
     """
-    header = ["Method", "Ratio", "Parameters, %", "Training MACs", "Last epoch", "Best validation", "Best test"]
-    lines = []
-    for row in rows:
-        lines.append(
-            [
-                row.label,
-                _ratio(row),
-                percent_change(-row.params_reduction),
-                _training(rows, row),
-                spread(row.last_epoch),
-                spread(row.summary("test_at_best_validation")),
-                spread(row.summary("best_test")),
-            ]
-        )
-    return _finish(rows, header, lines, caption, name, sources)
+    columns = {
+        "Method": [row.label for row in rows],
+        "Ratio": [_ratio(row) for row in rows],
+        "Parameters, %": [percent_change(-row.params_reduction) for row in rows],
+        "Training, × dense": [_training(rows, row) for row in rows],
+        "Last epoch": [spread(row.last_epoch) for row in rows],
+        "Best validation": [spread(row.summary("test_at_best_validation")) for row in rows],
+        "Best test": [spread(row.summary("best_test")) for row in rows],
+    }
+    return _finish(rows, columns, caption, name, sources)
 
 
 def sources_of(rows: list[Row]) -> str:
@@ -108,27 +102,39 @@ def _provenance(rows: list[Row]) -> str:
 def _training(rows: list[Row], row: Row) -> str:
     """Multiply-accumulates of the row's training, however long it was, as a multiple of the dense network's."""
     dense = find(rows, "dense")
-    return MISSING if dense is None else f"{row.training_macs / dense.training_macs:.2f} ×"
+    return MISSING if dense is None else f"{row.training_macs / dense.training_macs:.2f}"
 
 
 def _ratio(row: Row) -> str:
     return MISSING if row.method == "dense" else f"{row.ratio:g}"
 
 
-def _difference(difference: Difference | None) -> str:
-    """Mean difference with its interval; in bold where that of three pairs or more leaves zero outside."""
+def _difference(row: Row, other: Row | None) -> str:
+    """Mean difference with its interval, in bold where that of three pairs or more leaves zero outside.
+
+    The number of pairs is said where one of the two has more seeds: the means in the table are then not of the pairs.
+    """
+    difference = row.difference(other)
     if difference is None:
         return MISSING
     text = with_interval(difference)
-    return f"**{text}**" if difference.beyond_chance else text
+    if difference.beyond_chance:
+        text = f"**{text}**"
+    if difference.n == row.accuracy.n == other.accuracy.n:
+        return text
+    return f"{text} ({difference.n}{NBSP}{'pair' if difference.n == 1 else 'pairs'})"
 
 
-def _finish(
-    rows: list[Row], header: Sequence[str], lines: list[list[str]], caption: str, name: str, sources: bool
-) -> Markdown:
+def _finish(rows: list[Row], columns: dict[str, list[str]], caption: str, name: str, sources: bool) -> Markdown:
+    """The table of columns; a ratio that all pruned rows share is said in the caption, not in a column."""
     if not rows:
         return Markdown("No run of this table is recorded yet.")
-    text = numbered_table(header, lines, caption, name)
+    ratios = set(columns["Ratio"]) - {MISSING}
+    if len(ratios) <= 1:
+        del columns["Ratio"]
+        unsaid = [f" Pruning ratio {ratio}." for ratio in ratios if f"ratio {ratio}" not in caption]
+        caption += "".join(unsaid)
+    text = numbered_table(list(columns), list(zip(*columns.values(), strict=True)), caption, name)
     return Markdown(f"{text}\n\n{sources_of(rows)}" if sources else text)
 
 
@@ -136,12 +142,17 @@ def numbered_table(header: Sequence[str], lines: Sequence[Sequence[str]], captio
     """A table that the book numbers and a viewer of Markdown shows all the same, as Markdown.
 
     Args:
-        header: names of the columns; the first is set at the left, the others at the right.
+        header: names of the columns; the first and those of words are set at the left, those of numbers at the right.
         lines: the cells of each line.
         caption: what the table shows.
         name: label for cross-references, unique in the book.
     """
-    table = "\n".join(
-        "| " + " | ".join(cells) + " |" for cells in (header, [":---", *["---:"] * (len(header) - 1)], *lines)
-    )
+    words = [any(map(_is_words, cells)) for cells in zip(*lines, strict=True)] or [False] * len(header)
+    rule = [":---" if place == 0 or words[place] else "---:" for place in range(len(header))]
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *lines))
     return f":::{{table}} {caption}\n:name: {name}\n:class: wide\n\n{table}\n\n:::"
+
+
+def _is_words(cell: str) -> bool:
+    """Whether a cell is read as words: it has letters, and does not begin with a number."""
+    return any(map(str.isalpha, cell)) and not _NUMBER.match(cell)

@@ -2,13 +2,14 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bpl.report.display import Markdown
+from bpl.report.intervals import after_holm, standing
 from bpl.report.numbers import points, with_interval
 from bpl.report.rows import Row
-from bpl.report.statistics import CONFIDENCE, FEWEST, Difference, left_together, paired_values
+from bpl.report.statistics import CONFIDENCE, FEWEST, Difference, paired_values
 from bpl.report.tables import MISSING, numbered_table, sources_of
 
 _REACH = 1.96  # standard errors on either side of a 95 % interval, many seeds taken for granted
@@ -62,7 +63,8 @@ def _limit(may_lose: float | None) -> float:
 def verdict_table(questions: Sequence[Question], caption: str, name: str) -> Markdown:
     """One line a claim: where it was asked, the difference that speaks to it, and what that says.
 
-    The last column is the verdict with the interval that holds for new images, which is wider.
+    A verdict in bold is left when all lines are tested at once. The last column is the verdict with the interval that
+    holds for new images, which is wider.
 
     Args:
         questions: the claims.
@@ -73,7 +75,7 @@ def verdict_table(questions: Sequence[Question], caption: str, name: str) -> Mar
         The table, what is left of its verdicts when all its lines are tested at once, and commands and records behind a
         toggle.
     """
-    lines, rows, decided, tested = [], {}, {}, []
+    lines, rows, decided, tested = [], {}, [], {}
     for number, question in enumerate(questions, 1):
         value = wider = None
         if question.arm is not None:
@@ -86,41 +88,25 @@ def verdict_table(questions: Sequence[Question], caption: str, name: str) -> Mar
             n = str(value.n)
             rows |= {id(row): row for row in (question.arm, question.control)}
             if value.testable:
-                tested.append((number, value.p_against(_limit(question.may_lose))))
+                tested[number] = value.p_against(_limit(question.may_lose))
         if verdict in ("holds", "does not hold"):
-            decided[number] = verdict
+            decided.append(number)
         lines.append(
             [
                 f"{number}. {question.claim}",
                 question.where,
                 shown,
                 n,
-                f"**{verdict}**",
+                verdict,
                 verdict_of(wider, question.may_lose),
             ]
         )
+    for number in standing(tested, decided):
+        lines[number - 1][4] = f"**{lines[number - 1][4]}**"
     header = ["Claim", "Asked on", "Difference, points", "n", "Verdict", "For new images"]
     table = numbered_table(header, lines, caption, name)
-    parts = [table, _together(tested, decided)] + ([sources_of(list(rows.values()))] if rows else [])
+    parts = [table, after_holm(tested, decided, "line")] + ([sources_of(list(rows.values()))] if rows else [])
     return Markdown("\n\n".join(part for part in parts if part))
-
-
-def _together(tested: Sequence[tuple[int, float]], decided: Mapping[int, str]) -> str:
-    """Which verdicts are left when all lines are tested at once; empty where there is none to begin with.
-
-    Args:
-        tested: number of a line, and p of its test against the claim's limit.
-        decided: number of a line -> its verdict, where that is not open.
-    """
-    if not decided or len(tested) == 1:
-        return ""
-    is_left = dict(zip((number for number, _ in tested), left_together([p for _, p in tested]), strict=True))
-    left = [number for number in decided if is_left[number]]
-    kept = f"of lines {', '.join(map(str, left))}" if len(left) > 1 else f"of line {left[0]}" if left else "of no line"
-    return (
-        f"With {len(tested)} lines tested at once (Holm's correction), the verdict {kept} is left"
-        f"{'' if len(left) == len(decided) else '; the others that are not open may be chance'}."
-    )
 
 
 def seeds_needed(arm: Row | None, control: Row | None, size: float) -> Markdown:
@@ -162,9 +148,6 @@ def _one_side(mean: float, deviation: float, limit: float, recorded: int) -> str
     side = "below" if mean < limit else "above"
     for n in range(FEWEST, _MOST_SEEDS):
         if float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * deviation / math.sqrt(n) < abs(mean - limit):
-            reached = "which is reached" if n <= recorded else f"{recorded} are recorded"
-            return (
-                f"If mean and scatter stay as they are, the whole interval lies {side} {points(limit)} from {n} pairs "
-                f"on; {reached}."
-            )
+            reached = f"we have {recorded}" if n <= recorded else f"{recorded} are recorded"
+            return f"With this mean and scatter, {n} pairs put the whole interval {side} {points(limit)}; {reached}."
     return f"The mean lies so near {points(limit)} that no number of runs one could make would decide on which side."
