@@ -333,6 +333,7 @@ def test_the_command_line_writes_a_survey(tmp_path, monkeypatch, capsys, made):
         ),
         (["--ratios", "0.7", "1"], "--ratios are (0.7, 1.0)"),
         (["--rounds", "0"], "--rounds is 0: it must be at least 1"),
+        (["--threads", "100000"], "--threads is 100000: it must be 1 to "),
         (["--arch", "resnet1000"], "unknown network 'resnet1000'"),
         (["--target", "1.5"], "target is 'latency:1.5'"),
     ],

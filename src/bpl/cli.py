@@ -314,8 +314,9 @@ class Bench:
             raise ValueError(f"--ratios are {self.ratios}: they must be more than 0 and less than 1, 0.7 among them")
         if self.rounds < 1:
             raise ValueError(f"--rounds is {self.rounds}: it must be at least 1")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"--threads is {self.threads}: it must be at least 1")
+        cores = os.cpu_count() or 1
+        if self.threads is not None and not 1 <= self.threads <= cores:
+            raise ValueError(f"--threads is {self.threads}: it must be 1 to {cores}, the cores of this machine")
         if self.out.is_dir():
             raise ValueError(f"{self.out} is a folder: name the JSON file to write")
         check_target(self.out)  # it takes a minute until there is something to write
