@@ -7,7 +7,7 @@ from bpl.report.numbers import p_value, points, spread, with_interval
 from bpl.report.rows import Row
 from bpl.report.sentences import NO_RECORDS, difference, seeds
 from bpl.report.statistics import left_together
-from bpl.report.style import COLOURS, GREY, drawing, new_axes
+from bpl.report.style import GREY, colour_of, drawing, new_axes
 from bpl.report.tables import MISSING, numbered_table, sources_of
 
 Pair = tuple[str, Row | None, Row | None]
@@ -111,7 +111,7 @@ def difference_chart(pairs: Sequence[Pair], against: str) -> Drawing | Markdown:
     for label, row, other in pairs:
         value = None if row is None else row.difference(other)
         if value is not None and value.low is not None:
-            drawn.append((f"{label} (n = {value.n})", value, COLOURS.get(row.method, GREY)))
+            drawn.append((f"{label} (n = {value.n})", value, colour_of(row)))
     if not drawn:
         return Markdown(NO_RECORDS)
     figure, axes = new_axes(height=0.8 + 0.34 * len(drawn))

@@ -99,7 +99,9 @@ def search_table(rows: list[Row], tried: Sequence[Row], caption: str, name: str)
         ]
         for line in lines
     ]
-    table = numbered_table(["Setting", "Validation, %", "To its own", "To scratch", "n"], cells, caption, name)
+    table = numbered_table(
+        ["Setting", "Validation, %", "Against its own, points", "Against scratch, points", "n"], cells, caption, name
+    )
     return Markdown(f"{table}\n\n{sources_of([line.row for line in lines])}")
 
 

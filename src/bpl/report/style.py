@@ -67,7 +67,7 @@ class End(NamedTuple):
         name: for readers.
         marker: of the series, shown beside its name; empty for none.
         face: what fills the marker; empty for the colour.
-        line: style of the series, shown beside its name.
+        line: style of the series, shown beside its name; empty for none.
     """
 
     x: float
@@ -76,7 +76,7 @@ class End(NamedTuple):
     name: str
     marker: str = ""
     face: str = ""
-    line: str = "-"
+    line: str = ""
 
 
 def role_of(row: "Row") -> str:
@@ -195,20 +195,20 @@ def label_at_right(axes: "Axes", ends: "list[End] | list[tuple[float, float, str
     size = 10 if len(ends) <= _MANY else 9
     heights = _label_heights(axes, [end.y for end in ends], size)
     beside = axes.get_yaxis_transform()  # x over the axes' width, y as the data
+    words = 1.11 if any(end.marker or end.line for end in ends) else 1.055
     for end, height in zip(ends, heights, strict=True):
         edge = min(max(end.y, bottom), top)
         thin = {"color": end.colour, "linewidth": 0.6, "alpha": 0.6, "zorder": 1}
         axes.plot([end.x, limits[1]], [edge, edge], linestyle=":", **thin)
         axes.plot([1, 1.04], [edge, height], transform=beside, clip_on=False, **thin)
-        sample = {"linewidth": 1.6, "linestyle": end.line}
+        axes.text(words, height, end.name, transform=beside, color=end.colour, va="center", fontsize=size)
+        if not (end.marker or end.line):
+            continue
+        x, sample = [1.045, 1.095], {"linewidth": 1.6, "linestyle": end.line}
         if end.marker:
-            sample = {"linestyle": "none", "marker": end.marker, "markersize": 5.5}
-        x = [1.065] if end.marker else [1.045, 1.095]
-        face = end.face or end.colour
-        axes.plot(
-            x, [height] * len(x), transform=beside, clip_on=False, color=end.colour, markerfacecolor=face, **sample
-        )
-        axes.text(1.11, height, end.name, transform=beside, color=end.colour, va="center", fontsize=size)
+            x, sample = [1.065], {"linestyle": "none", "marker": end.marker, "markersize": 5.5}
+            sample["markerfacecolor"] = end.face or end.colour
+        axes.plot(x, [height] * len(x), transform=beside, clip_on=False, color=end.colour, **sample)
     axes.set(xlim=limits, ylim=(bottom, top))
 
 
