@@ -251,3 +251,15 @@ def test_an_unknown_form_is_named_with_what_is_allowed():
 def test_a_network_without_partners_is_told_how_to_get_them():
     with pytest.raises(ValueError, match="Net has no partners: call bpl.grow_partners first"):
         bpl.diversity_loss(Net())
+
+
+@pytest.mark.parametrize("form", ["stage-cosine", "stage-squared", "layer-cosine", "filter-squared"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_weights_do_not_leave_the_range_of_their_type(form, dtype):
+    torch.manual_seed(0)
+    model = bpl.grow_partners(bpl.build_model("resnet18", 5, 64, 64)).to(dtype)
+    expected = bpl.diversity_loss(copy.deepcopy(model).float(), form)
+    loss = bpl.diversity_loss(model, form)
+    assert float(loss) == pytest.approx(float(expected), abs=1e-4)
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)

@@ -307,3 +307,27 @@ def test_onnxruntime_is_timed(exported):
         warnings.filterwarnings("ignore", module=r"torch\.|onnxscript|onnx_ir|copyreg")
         latency = bpl.measure_latency(model, SIZE, 2, "onnxruntime", seconds=0)
     assert latency.backend == "onnxruntime" and latency.median_ms > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [("maxpool", nn.MaxPool2d(2, 2)), ("relu", nn.SiLU()), ("bn1", nn.BatchNorm2d(8, eps=1e-2)), (None, None)],
+)
+def test_a_network_whose_layers_were_changed_is_not_loaded_by_its_name(tmp_path, name, layer):
+    model = bpl.build_model("resnet18", 5, 64, 8).eval()
+    if name is not None:
+        assert hasattr(model, name)
+        setattr(model, name, layer)
+    masks = bpl.prune_masks(model, 0.5)
+    bpl.apply_masks(model, masks)
+    small = bpl.slim(model, masks).eval()
+    bpl.save_model(small, tmp_path / "small")
+    images = torch.randn(2, 3, 64, 64)
+    if name is None:
+        torch.testing.assert_close(bpl.load_model(tmp_path / "small")(images), small(images))
+        return
+    with pytest.raises(ModelFileError, match="pass a freshly constructed original"):
+        bpl.load_model(tmp_path / "small")
+    original = bpl.build_model("resnet18", 5, 64, 8)
+    setattr(original, name, type(layer)(8, eps=1e-2) if name == "bn1" else layer)
+    torch.testing.assert_close(bpl.load_model(tmp_path / "small", original)(images), small.eval()(images))

@@ -145,7 +145,7 @@ def _read(bundle: Path) -> dict[str, bytes]:
 def _name_of(record: Record) -> str:
     """Where a record belongs below a results folder, by what is in it."""
     source, dataset, name = record.data["source"], record.data["name"], record.name
-    if dataset in CARDS:  # the config of a tree of one's own can only be read where the tree is
+    if record.config["dataset"] in CARDS:  # the config of a tree of one's own can only be read where the tree is
         name = RunConfig.from_dict(record.config | {"data": "auto"}).run_name(source)
     drawn = "-drawn" if source == "synthetic" and dataset != "synthetic" else ""
     return f"{dataset}{drawn}/{name}.json"

@@ -29,6 +29,7 @@ from bpl.operations import (
     PRODUCTS,
     SHAPE_QUERIES,
     along_height,
+    argument,
     holds_width,
     is_in_place,
     may_share_memory,
@@ -279,7 +280,7 @@ class ChannelGraph:
         if node.target is getattr and node.args[1] not in HARMLESS_ATTRIBUTES:
             return self._unknown(f"attribute {node.args[1]!r}", inputs)
         if node.target in SHAPE_QUERIES:
-            if self._asks_for_width(node):
+            if self._asks_for_width(node, inputs[0].rank):
                 self._freeze(inputs, "the forward pass computes with its number of channels")
             return None
         first = values.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
@@ -298,12 +299,14 @@ class ChannelGraph:
         rank = rank_after(node, first.rank)
         return self._unknown(what, inputs) if rank is None else replace(first, rank=rank)
 
-    def _asks_for_width(self, node: fx.Node) -> bool:
+    def _asks_for_width(self, node: fx.Node, rank: int) -> bool:
         """Whether a shape query's answer is used for the number of channels: x.size(1), x.shape[1], b, c, h, w = ..."""
-        if node.target == "size" and len(node.args) > 1:
-            return node.args[1] in (1, -3) and bool(node.users)
+        if node.target == "size" and (dim := argument(node, 1, "dim")) is not None:
+            return holds_width(dim, rank) and bool(node.users)
+        if any(user.target == "numel" and user.users for user in node.users):  # x.shape.numel()
+            return True
         asked = [user for user in node.users if user.target is operator.getitem and user.users]
-        return any(holds_width(user.args[1]) for user in asked)
+        return any(holds_width(user.args[1], rank) for user in asked)
 
     def _conv(self, node: fx.Node, conv: nn.Conv2d | PartnerConv2d, value: _Value) -> _Value:
         name = node.target

@@ -415,11 +415,17 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         code = _say(error if isinstance(error, OutOfMemory) else f"memory ran out: {error}", 1)
     except KeyboardInterrupt:
-        code = _say(f"interrupted; {_GO_ON}", exit_codes.INTERRUPTED)
+        code = _say(f"interrupted{_go_on(arguments)}", exit_codes.INTERRUPTED)
     except Terminated:
-        code = _say(f"ended by SIGTERM; {_GO_ON}", exit_codes.TERMINATED)
+        code = _say(f"ended by SIGTERM{_go_on(arguments)}", exit_codes.TERMINATED)
     written = _written_out()
     sys.exit(code or written)
+
+
+def _go_on(arguments: list[str] | None) -> str:
+    """The end of a sentence: how to go on, with a command that keeps checkpoints."""
+    words = sys.argv[1:] if arguments is None else arguments
+    return f"; {_GO_ON}" if words[:1] in (["run"], ["sweep"]) else ""
 
 
 def _written_out() -> int:

@@ -124,15 +124,20 @@ def _sum(tensors: Iterable[Tensor]) -> Tensor:
     return functools.reduce(torch.add, tensors)
 
 
+def _wide(tensor: Tensor) -> Tensor:
+    """In float32 where it is of half precision, whose range a sum of squares leaves."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
 def raw_kernels(block: PartnerConv2d) -> Pair:
-    """The kernels as the optimiser sees them, (N, C, k, k) each."""
-    original, *partners = block.branches
-    return original.kernel(), _sum(partner.kernel() for partner in partners)
+    """The kernels as the optimiser sees them, (N, C, k, k) each, in float32 at least."""
+    original, *partners = (_wide(branch.kernel()) for branch in block.branches)
+    return original, _sum(partners)
 
 
 def folded_kernels(block: PartnerConv2d) -> Pair:
-    """The kernels as the input sees them: batch normalisation folded in, (N, C, k, k) each, in the weights' dtype."""
-    dtype = block.branches[0].conv.weight.dtype
+    """The kernels as the input sees them: batch normalisation folded in, (N, C, k, k) each, in float32 at least."""
+    dtype = _wide(block.branches[0].conv.weight).dtype
     original, *partners = (branch.kernel_and_bias()[0].to(dtype) for branch in block.branches)
     return original, _sum(partners)
 

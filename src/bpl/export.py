@@ -104,6 +104,9 @@ def save_model(
 ) -> Path:
     """Write a plain network as ``<path>.safetensors`` (weights) and ``<path>.json`` (widths and what use needs).
 
+    A network of `build_model` is named in it, unless layers were changed in more than their widths (an activation
+    replaced, say): such a one is loaded into an original, like a network of one's own.
+
     Args:
         model: a network without partners, of any widths.
         path: either file, or their common stem.
@@ -122,6 +125,8 @@ def save_model(
     weights, description = _files(Path(path))
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     content = describe_use(model, classes, mean, std) | {"widths": describe_widths(model)}
+    if content["arch"] is not None and not _is_built_by_name(model, content, description):
+        content["arch"] = None  # changed since: loading it by name would give another function
     weights.parent.mkdir(parents=True, exist_ok=True)
     write_together({weights: tensors_to_bytes(tensors), description: json.dumps(content, indent=1).encode()})
     return weights
@@ -255,6 +260,20 @@ def _by_name(description: dict[str, Any], file: Path) -> nn.Module:
     except Exception as error:  # whatever numbers like 10**30 make of the constructors
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ModelFileError(f"{file} describes a network that cannot be built: {reason}") from error
+
+
+def _is_built_by_name(model: nn.Module, description: dict[str, Any], file: Path) -> bool:
+    """Whether building a network by its name and resizing it gives these layers, with the same settings."""
+    try:
+        other = _by_name(description, file)
+        resize(other, description["widths"], file)
+    except ModelFileError:
+        return False
+
+    def layers(network: nn.Module) -> list[tuple[str, type, str]]:
+        return [(name, type(module), module.extra_repr()) for name, module in network.named_modules()]
+
+    return layers(model) == layers(other)
 
 
 def resize(model: nn.Module, widths: dict[str, dict[str, Any]], source: Path) -> None:

@@ -64,49 +64,51 @@ def may_share_memory(node: fx.Node, module: nn.Module | None) -> bool:
     return isinstance(module, _SAME_MEMORY_MODULES) if module is not None else node.target in _SAME_MEMORY_CALLS
 
 
-def holds_width(index: object) -> bool:
-    """Whether an index into the shape of a map, (B, C, H, W), takes its number of channels or may take it."""
+def holds_width(index: object, rank: int) -> bool:
+    """Whether an index into the shape of a map, (B, C, ...), takes its number of channels or may take it."""
+    if isinstance(index, int):
+        return index % rank == 1
     if not isinstance(index, slice):
-        return index in (1, -3)
+        return True  # computed: it may
     bounds = (index.start, index.stop, index.step)
-    return any(isinstance(bound, fx.Node) for bound in bounds) or 1 in range(4)[index]
+    return any(isinstance(bound, fx.Node) for bound in bounds) or 1 in range(rank)[index]
 
 
 def along_height(number: int | tuple[int, ...]) -> int:
     return number if isinstance(number, int) else number[0]
 
 
-def _argument(node: fx.Node, position: int, name: str, default: object = None) -> object:
+def argument(node: fx.Node, position: int, name: str, default: object = None) -> object:
     """An argument of a call, given by position or by name."""
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
 def pool_step(node: fx.Node) -> int:
     """Stride of a pooling call along height: its kernel's size where no stride is given."""
-    step = _argument(node, 2, "stride") or _argument(node, 1, "kernel_size", 1)
+    step = argument(node, 2, "stride") or argument(node, 1, "kernel_size", 1)
     step = step[0] if isinstance(step, tuple | list) and step else step
     return step if isinstance(step, int) else 1
 
 
 def pads_space_with_zeros(node: fx.Node) -> bool:
     """Whether a call of `F.pad` leaves the channels alone, and a channel of zeros zero."""
-    pad = _argument(node, 1, "pad")
-    constant = _argument(node, 2, "mode", "constant") == "constant"
-    return isinstance(pad, tuple | list) and len(pad) <= 4 and not (constant and _argument(node, 3, "value"))
+    pad = argument(node, 1, "pad")
+    constant = argument(node, 2, "mode", "constant") == "constant"
+    return isinstance(pad, tuple | list) and len(pad) <= 4 and not (constant and argument(node, 3, "value"))
 
 
 def rank_after(node: fx.Node, rank: int) -> int | None:
     """Rank of the result where a call only flattens, averages or cuts the spatial dimensions; None where it may not."""
     rest = node.args[1:]
     if node.target in (torch.flatten, "flatten"):
-        whole = _argument(node, 1, "start_dim", 0) == 1 and _argument(node, 2, "end_dim", -1) in (-1, rank - 1)
+        whole = argument(node, 1, "start_dim", 0) == 1 and argument(node, 2, "end_dim", -1) in (-1, rank - 1)
         return 2 if whole else None
     if node.target in (torch.mean, "mean"):
-        dims = _argument(node, 1, "dim")
+        dims = argument(node, 1, "dim")
         dims = [dims] if isinstance(dims, int) else dims
         if dims is None or not {dim % rank for dim in dims} <= set(range(2, rank)):
             return None
-        return rank if _argument(node, 2, "keepdim", False) else rank - len(dims)
+        return rank if argument(node, 2, "keepdim", False) else rank - len(dims)
     if node.target in (torch.reshape, "reshape", "view"):
         shape = rest[0] if len(rest) == 1 and isinstance(rest[0], tuple | list) else rest
         batch = isinstance(shape[0], fx.Node) and shape[0].target in ("size", operator.getitem) if shape else False

@@ -1,10 +1,9 @@
 """Which layers compute what the class they derive from promises.
 
-Masking, slimming and fusing rest on three facts: a convolution is linear in its weights and looks at an input channel
-through that channel's weights only, a batch normalisation with gamma = beta = 0 gives 0, a linear layer is a matrix.
-A subclass may break them (weight standardisation, a parametrised weight, an activation f with f(0) != 0 inside the
-normalisation), or keep them (TensorFlow's "same" padding, a normalisation with a ReLU). Names do not tell, so a
-subclass is tried on a small input.
+Masking, slimming and fusing rest on three facts: a convolution is linear in its weights and bias and looks at an input
+channel through that channel's weights only, a batch normalisation with gamma = beta = 0 gives 0, a linear layer is a
+matrix. A subclass may break them (weight standardisation, a parametrised weight, an activation inside), or keep them
+(TensorFlow's "same" padding, a normalisation with a ReLU). Names do not tell, so a subclass is tried on a small input.
 """
 
 import copy
@@ -15,37 +14,70 @@ from torch import nn
 _NORM_TENSORS = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 
 
+def is_patched(layer: nn.Module) -> bool:
+    """Whether the layer itself, and not its class, has been given another forward pass."""
+    return not vars(layer).keys().isdisjoint(("forward", "_conv_forward"))
+
+
 def is_ordinary_conv(conv: nn.Conv2d) -> bool:
     """Whether a convolution, of whatever subclass, uses its weights as `nn.Conv2d` does."""
-    if set(conv._parameters) != {"weight", "bias"} or conv._buffers or conv._modules:
+    if set(conv._parameters) != {"weight", "bias"} or conv._buffers or conv._modules or is_patched(conv):
         return False  # the weight is computed from something else before every pass
-    return type(conv) is nn.Conv2d or _scales_like_a_conv(conv)
+    return type(conv) is nn.Conv2d or _is_linear_in_its_weights(conv)
 
 
 @torch.no_grad()
-def _scales_like_a_conv(conv: nn.Conv2d) -> bool:
-    """Scale every filter by its own factor, and change the weights that meet a zero input: outputs follow exactly."""
-    once = copy.deepcopy(conv).to("cpu", torch.float64)
-    scaled = copy.deepcopy(once)
-    factors = torch.arange(2.0, 2.0 + conv.out_channels, dtype=torch.float64)  # (N,)
-    scaled.weight.mul_(factors[:, None, None, None])
-    if conv.bias is not None:
-        scaled.bias.mul_(factors)
+def _is_linear_in_its_weights(conv: nn.Conv2d) -> bool:
+    """Try it in both modes: outputs follow a sum of weights, a factor of each filter's own, and a shift of the bias.
+
+    The sum also has other weights where the input is zero, which must not show.
+    """
+    layer = copy.deepcopy(conv).to("cpu", torch.float64)
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, dtype=torch.float64, generator=generator)
+
+    layer.bias = nn.Parameter(drawn(conv.out_channels))  # fusing gives it one
+    weights, biases = (drawn(2, *conv.weight.shape), drawn(2, conv.out_channels))
+    factors = torch.linspace(-2, 3, conv.out_channels + 1, dtype=torch.float64)[1:]  # (N,), of either sign
     size = [2 * step * (kernel + 1) for step, kernel in zip(conv.dilation, conv.kernel_size, strict=True)]
-    x = torch.randn(1, conv.in_channels, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = drawn(1, conv.in_channels, *size)
     per_group = conv.in_channels // conv.groups
+    unread = drawn(*conv.weight.shape)
+    unread[:, 1:] = 0
     if per_group > 1:
         x[:, ::per_group] = 0
-        scaled.weight[:, 0] += 1
+    else:
+        unread.zero_()
+
+    def output(weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias)
+        return layer(x)
+
     try:
-        return torch.allclose(scaled(x), once(x) * factors[:, None, None], rtol=1e-9, atol=1e-9)
+        for mode in (True, False):
+            layer.train(mode)
+            first, second = (output(weight, bias) for weight, bias in zip(weights, biases, strict=True))
+            joined = output(
+                weights[0] * factors[:, None, None, None] + weights[1] + unread, biases[0] * factors + biases[1]
+            )
+            shifted = output(weights[0], biases[0] + factors)
+            if not torch.allclose(joined, first * factors[:, None, None] + second, rtol=1e-9, atol=1e-9):
+                return False
+            if not torch.allclose(shifted, first + factors[:, None, None], rtol=1e-9, atol=1e-9):
+                return False
     except Exception:  # whatever it needs, it is not what a convolution needs
         return False
+    return True
 
 
 @torch.no_grad()
 def is_ordinary_norm(norm: nn.BatchNorm2d) -> bool:
     """Whether a batch normalisation, of whatever subclass, gives 0 in a channel whose gamma and beta are 0."""
+    if is_patched(norm):
+        return False
     if type(norm) is nn.BatchNorm2d or not norm.affine:
         return type(norm) is nn.BatchNorm2d
     tensors = [name for name, _ in [*norm.named_parameters(), *norm.named_buffers()]]
@@ -63,7 +95,7 @@ def is_ordinary_norm(norm: nn.BatchNorm2d) -> bool:
 
 def is_ordinary_linear(linear: nn.Linear) -> bool:
     """Whether a linear layer, of whatever subclass, multiplies by its own weight matrix."""
-    if set(linear._parameters) != {"weight", "bias"} or linear._buffers or linear._modules:
+    if set(linear._parameters) != {"weight", "bias"} or linear._buffers or linear._modules or is_patched(linear):
         return False
     return type(linear).forward is nn.Linear.forward or _multiplies(linear)
 

@@ -190,8 +190,8 @@ class PartnerConv2d(nn.Module):
     def stride(self) -> tuple[int, ...]:
         return self.branches[0].conv.stride
 
-    def forward(self, x: Tensor) -> Tensor:
-        outputs = [branch(x) for branch in self.branches]  # each (B, N, H', W')
+    def forward(self, input: Tensor) -> Tensor:  # named as that of nn.Conv2d, which may be called by keyword
+        outputs = [branch(input) for branch in self.branches]  # each (B, N, H', W')
         if self.keep_outputs and self.training:
             self.outputs = outputs
         return functools.reduce(torch.add, outputs)

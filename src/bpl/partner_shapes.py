@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bpl.ordinary import is_patched
 from bpl.partner_conv import Branch, ConvNorm, norm_as_affine, same_shape
 
 
@@ -209,7 +210,8 @@ def fits(conv: nn.Conv2d, kind: str) -> bool:
     reach = [d * (k // 2) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
     odd = all(k % 2 for k in conv.kernel_size)
     centred = odd and all(p >= r for p, r in zip(_padding(conv), reach, strict=True))
-    return kind == "same" or (type(conv) is nn.Conv2d and centred)  # a subclass may pad on its own
+    plain = type(conv) is nn.Conv2d and not is_patched(conv)  # else it may pad on its own
+    return kind == "same" or (plain and centred)
 
 
 def _conv(block: nn.Conv2d, outputs: int, **options) -> nn.Conv2d:

@@ -95,7 +95,7 @@ def record_path(config: RunConfig, source: str, folder: Path | None = None) -> P
         source: "real" or "synthetic"; drawn scenes that stand in for a data set have a folder of their own.
         folder: the results folder; None for the checkout's.
     """
-    dataset = Path(config.dataset).resolve().name  # "." has a name too
+    dataset = config.dataset if config.dataset in CARDS else Path(config.dataset).resolve().name  # "." has one too
     if source == "synthetic" and dataset != "synthetic":
         dataset = f"{dataset}-drawn"
     return (folder or results_folder()) / dataset / f"{config.run_name(source)}.json"

@@ -57,7 +57,7 @@ def make_split(image_set: ImageSet, split: str, seed: int) -> Split:
         seed: Deals the images differently; without effect for ``"aitlas"``.
 
     Returns:
-        The split. Images with the same pixels lie on one side.
+        The split. Images of a known data set that have the same pixels lie on one side, and so do files of one stem.
 
     Raises:
         DataError: Unknown split, no split files, or a class with too few images.
