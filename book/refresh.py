@@ -51,7 +51,8 @@ def main() -> None:
     parser.add_argument(
         "notebooks", nargs="*", type=Path, help="notebooks to execute; all of notebooks/ if none is named"
     )
-    every = sorted((ROOT / "notebooks").glob("*.ipynb"), key=lambda path: (path.stem == "evidence", path))  # it reads all
+    # the list of tables and figures comes last: it reads the other notebooks
+    every = sorted((ROOT / "notebooks").glob("*.ipynb"), key=lambda path: (path.stem == "evidence", path))
     for path in parser.parse_args().notebooks or every:
         print(f"  {path.name}", file=sys.stderr)
         nbformat.write(strip(execute(path)), path)
