@@ -19,7 +19,7 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from bpl import processes, recording
+from bpl import export, processes, recording
 from bpl.config import RunConfig
 from bpl.measure import Latency
 from bpl.methods import REGISTRY
@@ -29,9 +29,9 @@ run_module, train_module = (importlib.import_module(name) for name in ("bpl.run"
 build_model = train_module.build_model
 
 
-def smooth_model(*arguments: object) -> nn.Module:
+def smooth_model(*arguments: object, **options: object) -> nn.Module:
     """A network of the library with SiLU in place of ReLU."""
-    model = build_model(*arguments)
+    model = build_model(*arguments, **options)
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.ReLU | nn.ReLU6):
@@ -53,7 +53,8 @@ def perform(place: Path, tree: str, jobs: list[dict], set_attribute=setattr) -> 
         jobs: fields of the configs.
         set_attribute: as `setattr`, or that of a monkeypatch.
     """
-    set_attribute(train_module, "build_model", smooth_model)
+    for module in (train_module, export):  # trained, and loaded by its name
+        set_attribute(module, "build_model", smooth_model)
     set_attribute(train_module, "CHECKPOINT_SECONDS", -1.0)
     set_attribute(recording, "measure_latency", instant)
     for fields in jobs:

@@ -25,6 +25,7 @@ from bpl.models import build_model
 from bpl.records import record_path
 from bpl.run import dense_network, run
 from bpl.run_lock import only_here
+from bpl.train import predict
 
 pytestmark = pytest.mark.usefixtures("places", "no_stopwatch")
 
@@ -72,7 +73,7 @@ def test_the_student_learns_what_the_teacher_says(tree):
         teacher.fc.bias.copy_(torch.tensor([0.0, 0.0, 9.0, 0.0]))
     out = trained(kd(tree, epochs=4, distill_weight=10.0), dense=lambda: teacher)
     images = load_images(str(tree), 32, progress=False)
-    share = (run_module.predict(out.small, images, torch.arange(80)).argmax(1) == 2).float().mean()
+    share = (predict(out.small, images, torch.arange(80)).argmax(1) == 2).float().mean()
     assert share > 0.9
 
 
