@@ -17,7 +17,7 @@ from bpl.config import RunConfig
 from bpl.data import CARDS
 from bpl.names import is_plain
 from bpl.paths import results_folder
-from bpl.records import Record, RecordError, iterate_records, parse_record
+from bpl.records import Record, RecordError, dataset_folder, iterate_records, parse_record
 from bpl.shown import shown
 
 LARGEST_RECORD = 16 << 20  # bytes; a record of 300 epochs has some 50,000
@@ -147,5 +147,4 @@ def _name_of(record: Record) -> str:
     source, dataset, name = record.data["source"], record.data["name"], record.name
     if record.config["dataset"] in CARDS:  # the config of a tree of one's own can only be read where the tree is
         name = RunConfig.from_dict(record.config | {"data": "auto"}).run_name(source)
-    drawn = "-drawn" if source == "synthetic" and dataset != "synthetic" else ""
-    return f"{dataset}{drawn}/{name}.json"
+    return f"{dataset_folder(dataset, source)}/{name}.json"

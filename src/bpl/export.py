@@ -1,10 +1,10 @@
-"""The small network as files: safetensors + a JSON of widths, and ONNX. Nothing in them is ever executed."""
+"""The small network as files: safetensors + a JSON of widths. Nothing in them is ever executed."""
 
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -18,9 +18,6 @@ from bpl.partner import partner_blocks, replace_module
 from bpl.pruning.zeros import masks_of_zeros
 from bpl.residual_blocks import Shortcut, remove_blocks
 from bpl.shown import shown
-
-if TYPE_CHECKING:
-    pass
 
 FORMAT = "bpl-model"
 VERSION = 1
@@ -44,6 +41,14 @@ def exports_of(weights: Path) -> tuple[Path, Path, Path]:
 
 
 def refuse_unfused(model: nn.Module) -> None:
+    """Refuse a network with partners.
+
+    Args:
+        model: the network.
+
+    Raises:
+        ValueError: it has partners.
+    """
     if blocks := partner_blocks(model):
         raise ValueError(
             f"{next(iter(blocks))!r} still has a partner: call bpl.fuse_partners before saving or exporting"

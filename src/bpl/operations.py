@@ -56,7 +56,7 @@ def is_in_place(node: fx.Node, module: nn.Module | None) -> bool:
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     if name.endswith("_") or node.target in IN_PLACE_OPERATORS:
         return True
-    return bool(node.kwargs.get("inplace")) or any(argument is True for argument in node.args)  # F.relu(x, True)
+    return bool(node.kwargs.get("inplace")) or any(value is True for value in node.args)  # F.relu(x, True)
 
 
 def may_share_memory(node: fx.Node, module: nn.Module | None) -> bool:

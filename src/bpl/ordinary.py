@@ -22,7 +22,7 @@ def is_patched(layer: nn.Module) -> bool:
 def is_ordinary_conv(conv: nn.Conv2d) -> bool:
     """Whether a convolution, of whatever subclass, uses its weights as `nn.Conv2d` does."""
     if set(conv._parameters) != {"weight", "bias"} or conv._buffers or conv._modules or is_patched(conv):
-        return False  # the weight is computed from something else before every pass
+        return False  # it computes its weight from something else before every pass, or something else with its weight
     return type(conv) is nn.Conv2d or _is_linear_in_its_weights(conv)
 
 
@@ -44,12 +44,10 @@ def _is_linear_in_its_weights(conv: nn.Conv2d) -> bool:
     size = [2 * step * (kernel + 1) for step, kernel in zip(conv.dilation, conv.kernel_size, strict=True)]
     x = drawn(1, conv.in_channels, *size)
     per_group = conv.in_channels // conv.groups
-    unread = drawn(*conv.weight.shape)
-    unread[:, 1:] = 0
+    unread = torch.zeros_like(weights[0])  # what is added to weights that meet a zero
     if per_group > 1:
         x[:, ::per_group] = 0
-    else:
-        unread.zero_()
+        unread[:, 0] = 1
 
     def output(weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         layer.weight.copy_(weight)

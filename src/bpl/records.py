@@ -96,9 +96,17 @@ def record_path(config: RunConfig, source: str, folder: Path | None = None) -> P
         folder: the results folder; None for the checkout's.
     """
     dataset = config.dataset if config.dataset in CARDS else Path(config.dataset).resolve().name  # "." has one too
-    if source == "synthetic" and dataset != "synthetic":
-        dataset = f"{dataset}-drawn"
-    return (folder or results_folder()) / dataset / f"{config.run_name(source)}.json"
+    return (folder or results_folder()) / dataset_folder(dataset, source) / f"{config.run_name(source)}.json"
+
+
+def dataset_folder(name: str, source: str) -> str:
+    """Name of the folder of a data set's records: one of its own where drawn scenes stand in for its images.
+
+    Args:
+        name: the data set's name.
+        source: "real" or "synthetic".
+    """
+    return f"{name}-drawn" if source == "synthetic" and name != "synthetic" else name
 
 
 def save_record(record: Record, path: Path) -> Path:

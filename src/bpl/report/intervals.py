@@ -36,17 +36,16 @@ def contrasts(pairs: Sequence[Pair]) -> Markdown:
         if value is not None and value.testable:
             tested[number] = value.p
             significant += [number] if value.beyond_chance else []
-    said = after_holm(tested, significant, "line")
-    return Markdown("\n".join(items) + (f"\n\n{said}" if said else ""))
+    corrected = after_holm(tested, significant)
+    return Markdown("\n".join(items) + (f"\n\n{corrected}" if corrected else ""))
 
 
-def after_holm(p_values: Mapping[int, float], claimed: Sequence[int], what: str) -> str:
-    """Which of several findings stand when all comparisons are tested at once.
+def after_holm(p_values: Mapping[int, float], claimed: Sequence[int]) -> str:
+    """Which of several findings stand when all comparisons, one a line, are tested at once.
 
     Args:
-        p_values: number of a comparison -> its p, of all that were tested.
+        p_values: number of a line -> its p, of all that were tested.
         claimed: the numbers of those that are findings by themselves.
-        what: what one of them is called, such as "line".
 
     Returns:
         A sentence; empty where nothing was found, or only one comparison was tested.
@@ -57,9 +56,11 @@ def after_holm(p_values: Mapping[int, float], claimed: Sequence[int], what: str)
     start = f"After Holm's correction for {len(p_values)} tests, "
     if not left:
         return f"{start}no finding stands: each may be chance."
-    many = f"{what}s {', '.join(map(str, left[:-1]))} and {left[-1]} stand" if len(left) > 1 else ""
+    stand = f"line {left[0]} stands"
+    if len(left) > 1:
+        stand = f"lines {', '.join(map(str, left[:-1]))} and {left[-1]} stand"
     others = "" if len(left) == len(claimed) else "; the other findings may be chance"
-    return f"{start}{many or f'{what} {left[0]} stands'}{others}."
+    return f"{start}{stand}{others}."
 
 
 def standing(p_values: Mapping[int, float], claimed: Sequence[int]) -> list[int]:

@@ -105,7 +105,7 @@ def verdict_table(questions: Sequence[Question], caption: str, name: str) -> Mar
         lines[number - 1][4] = f"**{lines[number - 1][4]}**"
     header = ["Claim", "Asked on", "Difference, points", "n", "Verdict", "For new images"]
     table = numbered_table(header, lines, caption, name)
-    parts = [table, after_holm(tested, decided, "line")] + ([sources_of(list(rows.values()))] if rows else [])
+    parts = [table, after_holm(tested, decided)] + ([sources_of(list(rows.values()))] if rows else [])
     return Markdown("\n\n".join(part for part in parts if part))
 
 
@@ -148,6 +148,6 @@ def _one_side(mean: float, deviation: float, limit: float, recorded: int) -> str
     side = "below" if mean < limit else "above"
     for n in range(FEWEST, _MOST_SEEDS):
         if float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * deviation / math.sqrt(n) < abs(mean - limit):
-            reached = f"we have {recorded}" if n <= recorded else f"{recorded} are recorded"
-            return f"With this mean and scatter, {n} pairs put the whole interval {side} {points(limit)}; {reached}."
+            reach = f"{n} pairs put the whole interval {side} {points(limit)}"
+            return f"With this mean and scatter, {reach}; we have {recorded}."
     return f"The mean lies so near {points(limit)} that no number of runs one could make would decide on which side."
