@@ -1,6 +1,6 @@
 """Training speed at the paper's scale on this machine's GPU: images a second, shares, ratio to the released style.
 
-    python benchmarks/gpu.py [--compile default] [--arch resnet50] [--image-size 256] [--batch 64] [--steps 26]
+    python benchmarks/gpu.py [--compile default] [--arch resnet50] [--image-size 256] [--batch 64] [--out FILE]
     python benchmarks/gpu.py --small      # a tiny network: shows on a CPU, in seconds, that everything runs
 
 Speeds are those of `bpl.train.train` itself, on noise images of the shape of UC Merced: median of the epochs after the
@@ -12,14 +12,16 @@ files. FLOPs are those of convolutions and linear layers, two a multiply-accumul
 
 import argparse
 import time
+from pathlib import Path
+from typing import Any
 
 import torch
-from steps import CLASSES, MEAN, STD, ReleasedStep, Step, make_grown
+from steps import CLASSES, MEAN, STD, ReleasedStep, Step, as_file, make_grown, measured_here
 
 import bpl
 from bpl.chips import known_peak, measured_peak
 from bpl.data import ImageSet, Split
-from bpl.measure import count_macs, in_turns, quartiles
+from bpl.measure import OtherWork, count_macs, in_turns, quartiles
 from bpl.train import train
 
 EPOCHS = 4  # of a phase; the first warms up, and compiles
@@ -72,9 +74,12 @@ def phases_of_the_loop(
     return {"dense": dense, "bpl before slimming": grown[:EPOCHS], "bpl after slimming": grown[EPOCHS:]}
 
 
-def measure(arch: str, width: int | None, image_size: int, batch: int, steps: int, rounds: int, compile: str) -> str:
-    """The report, as text."""
+def measure(
+    arch: str, width: int | None, image_size: int, batch: int, steps: int, rounds: int, compile: str
+) -> dict[str, Any]:
+    """Speeds of the phases, and the parts of their steps, as `bpl.report.gpu` reads them."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    others = OtherWork()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     known = known_peak(name)
     peak = known or measured_peak(device, 8192 if device.type == "cuda" else 1024)
@@ -88,7 +93,6 @@ def measure(arch: str, width: int | None, image_size: int, batch: int, steps: in
     macs = {phase: count_macs(model, image_size) for phase, model in models.items()}
 
     phases = phases_of_the_loop(arch, width, image_size, batch, steps, compile, device)
-    speeds = {phase: steps * batch / quartiles(seconds[1:])[1] for phase, seconds in phases.items()}
     ours: dict[str, Step | ReleasedStep] = {
         phase: Step(model, batch, image_size, bf16=True, device=device, compile=compile)
         for phase, model in models.items()
@@ -97,25 +101,51 @@ def measure(arch: str, width: int | None, image_size: int, batch: int, steps: in
         make_grown(arch, image_size, bpl.grow_partners, width=width), batch, image_size, masks, device
     )
     times = in_turns(ours | {"released": released}, rounds, warm_up=2)
-    baseline = 1e3 * batch / quartiles(times["released"])[1]
+    measured: dict[str, Any] = {}
+    for phase, seconds in phases.items():
+        epoch = quartiles(seconds[1:])[1]
+        parts = {part: quartiles(values[2:])[1] for part, values in ours[phase].parts.items()}
+        measured[phase] = {
+            "images_per_second": steps * batch / epoch,
+            "first_epoch_longer": seconds[0] - epoch,
+            "macs": macs[phase],
+            "parts": {part: 100 * value / sum(parts.values()) for part, value in parts.items()},
+        }
+    return {
+        "network": {
+            "arch": arch, "width": width, "image_size": image_size, "batch": batch, "steps": steps, "ratio": RATIO,
+            "precision": "bf16", "compile": compile,
+        },
+        "machine": measured_here("wall", others),
+        "device": name,
+        "peak": {"flops": peak, "known": known is not None},
+        "phases": measured,
+        "released": 1e3 * batch / quartiles(times["released"])[1],
+    }  # fmt: skip
 
+
+def as_text(measured: dict[str, Any]) -> str:
+    """The report."""
+    network, machine, peak = (measured[name] for name in ("network", "machine", "peak"))
+    phases, released = measured["phases"], measured["released"]
     lines = [
-        f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads; at most {peak / 1e12:.3g} TFLOP/s in "
-        + ("bf16, by its data sheet" if known else "bf16, measured on a matrix product"),
-        f"{arch}, {image_size} pixels, batch {batch}, bf16, channels_last, compile {compile}, {steps} steps an epoch",
+        f"{measured['device']}, torch {machine['torch']}, {machine['threads']} threads; at most "
+        f"{peak['flops'] / 1e12:.3g} TFLOP/s in "
+        + ("bf16, by its data sheet" if peak["known"] else "bf16, measured on a matrix product"),
+        f"{network['arch']}, {network['image_size']} pixels, batch {network['batch']}, {network['precision']}, "
+        f"channels_last, compile {network['compile']}, {network['steps']} steps an epoch",
     ]
-    for phase, speed in speeds.items():
-        rate = 6 * macs[phase] * speed  # FLOP/s
-        longer = phases[phase][0] - quartiles(phases[phase][1:])[1]
+    for phase, values in phases.items():
+        speed = values["images_per_second"]
+        rate = 6 * values["macs"] * speed  # FLOP/s
         lines.append(
-            f"  {phase:20} {speed:9.1f} images/s {rate / 1e12:9.3f} TFLOP/s {100 * rate / peak:5.1f} % of the peak, "
-            f"{speed / speeds['dense']:5.2f} of dense, {speed / baseline:6.2f} of the released style; "
-            f"first epoch {longer:.1f} s longer"
+            f"  {phase:20} {speed:9.1f} images/s {rate / 1e12:9.3f} TFLOP/s {100 * rate / peak['flops']:5.1f} % of the "
+            f"peak, {speed / phases['dense']['images_per_second']:5.2f} of dense, {speed / released:6.2f} of the "
+            f"released style; first epoch {values['first_epoch_longer']:.1f} s longer"
         )
-    lines.append(f"  {'released style':20} {baseline:9.1f} images/s")
-    for phase, step in ours.items():
-        middle = {part: quartiles(values[2:])[1] for part, values in step.parts.items()}
-        shares = (f"{part} {100 * value / sum(middle.values()):.1f} %" for part, value in middle.items())
+    lines.append(f"  {'released style':20} {released:9.1f} images/s")
+    for phase, values in phases.items():
+        shares = (f"{part} {share:.1f} %" for part, share in values["parts"].items())
         lines.append(f"share of a step, {phase}: " + ", ".join(shares))
     return "\n".join(lines)
 
@@ -129,11 +159,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=26, help="an epoch; 26 are UC Merced's 80 %% in batches of 64")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--compile", default="off", help="off, or a mode of torch.compile")
+    parser.add_argument("--out", type=Path, help="a JSON file to write, as the book reads it")
     o = parser.parse_args()
     if o.small:
-        print(measure("resnet18", 8, 32, 16, 3, 3, o.compile))
+        measured = measure("resnet18", 8, 32, 16, 3, 3, o.compile)
     else:
-        print(measure(o.arch, None, o.image_size, o.batch, o.steps, o.rounds, o.compile))
+        measured = measure(o.arch, None, o.image_size, o.batch, o.steps, o.rounds, o.compile)
+    print(as_text(measured))
+    if o.out is not None:
+        as_file(measured, o.out)
 
 
 if __name__ == "__main__":

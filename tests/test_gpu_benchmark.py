@@ -8,6 +8,7 @@ import torch
 from support import places_fixture  # noqa: F401
 
 from bpl.chips import BF16_PEAK, known_peak, measured_peak
+from bpl.report.gpu import gpu_inference_sentence, gpu_training_table, load_gpu
 
 pytestmark = pytest.mark.usefixtures("places")
 
@@ -41,6 +42,33 @@ def test_the_small_benchmark_prints_speeds_shares_and_ratios_that_agree(gpu, mon
         assert ("diversity loss" in text) == (phase != "dense")
         assert {"images", "forward", "backward", "optimiser"} <= {name.strip(", ") for name in parts}
         assert sum(map(float, parts.values())) == pytest.approx(100, abs=0.3)
+
+
+def test_what_the_benchmark_writes_is_what_the_book_reads(gpu, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--small", "--rounds", "2", "--out", str(tmp_path / "gpu.json")])
+    gpu.main()
+    measured = load_gpu(tmp_path / "gpu.json", ("phases", "peak", "released"))
+    speeds = [phase["images_per_second"] for phase in measured["phases"].values()]
+    printed = re.findall(r"^  (?:dense|bpl [a-z ]+?) +([\d.]+) images/s", capsys.readouterr().out, re.M)
+    assert [f"{speed:.1f}" for speed in speeds] == printed
+    assert f"{speeds[0]:.0f}" in repr(gpu_training_table(measured, "C.", "tab-x"))
+
+
+def test_the_benchmark_of_inference_times_every_network_and_leaves_a_file(gpu, monkeypatch, tmp_path, capsys):
+    import gpu_inference
+
+    monkeypatch.setattr("sys.argv", ["gpu_inference.py", "--small", "--out", str(tmp_path / "gpu.json")])
+    gpu_inference.main()
+    measured = load_gpu(tmp_path / "gpu.json", ("rows", "macs"))
+    networks = ["dense", *(f"rounded to {rounding}" for rounding in gpu_inference.ROUNDINGS)]
+    assert list(measured["macs"]) == networks
+    assert [(row["batch"], row["network"]) for row in measured["rows"]] == [
+        (batch, network) for batch in gpu_inference.BATCHES for network in networks
+    ]
+    assert all(0 < row["ms_quartiles"][0] <= row["ms"] <= row["ms_quartiles"][1] for row in measured["rows"])
+    shown = re.findall(r"batch +(\d+) eager +(.+?) +([\d.]+) ms", capsys.readouterr().out)
+    assert [float(ms) for *_, ms in shown] == pytest.approx([row["ms"] for row in measured["rows"]], abs=1e-3)
+    assert "batch 1" in repr(gpu_inference_sentence(measured))
 
 
 def test_the_benchmark_trains_by_the_library_and_sees_the_network_shrink(gpu):

@@ -40,27 +40,35 @@ def recipe(values: dict) -> dict:
     return {name: values[name] for name in RECIPE} | {"rate": round(values["learning_rate"] / values["batch_size"], 9)}
 
 
-def test_the_headline_comes_first_three_seeds_then_two_more(stages):
-    assert [(c.method, c.ratio, c.diversity_weight) for c in stages[0][:4]] == HEADLINE
-    assert [config.seed for config in stages[0]] == [0] * 4 + [1] * 4 + [2] * 4
-    assert rows(stages[1]) == set(HEADLINE)
-    assert {config.seed for config in stages[1]} == {3, 4}
-    for config in stages[0] + stages[1]:
+def test_a_third_of_the_epochs_on_the_better_recipe_comes_first_three_seeds_of_each_arm(stages):
+    assert rows(stages[0]) == {*HEADLINE, ("bpl", 0.7, 0.0)}
+    assert [config.seed for config in stages[0]] == [0] * 5 + [1] * 5 + [2] * 5
+    for config in stages[0]:
+        assert recipe(config.to_dict()) == recipe(TIERS["cpu"])
+        assert (config.dataset, config.split, config.epochs, config.batch_size) == ("ucm", "paper", 100, 64)
+
+
+def test_then_the_headline_on_the_released_schedule_three_seeds_then_two_more(stages):
+    assert [(c.method, c.ratio, c.diversity_weight) for c in stages[1][:4]] == HEADLINE
+    assert [config.seed for config in stages[1]] == [0] * 4 + [1] * 4 + [2] * 4
+    assert rows(stages[2]) == set(HEADLINE)
+    assert {config.seed for config in stages[2]} == {3, 4}
+    for config in stages[1] + stages[2]:
         assert recipe(config.to_dict()) == recipe(TIERS["paper"])
         assert (config.dataset, config.split, config.epochs, config.batch_size) == ("ucm", "paper", 300, 64)
 
 
 def test_then_other_ratios_the_better_recipe_and_everything_else_on_it(stages):
-    assert {config.ratio for config in stages[2]} == {0.5, 0.8}
-    assert rows(stages[3]) == set(HEADLINE)
-    assert {config.seed for config in stages[3]} == set(range(5))
-    for config in [config for stage in stages[3:] for config in stage]:  # whoever changes the recipe changes the grid
+    assert {config.ratio for config in stages[3]} == {0.5, 0.8}
+    assert rows(stages[4]) == set(HEADLINE)
+    assert {config.seed for config in stages[4]} == set(range(5))
+    for config in [config for stage in stages[4:] for config in stage]:  # whoever changes the recipe changes the grid
         assert recipe(config.to_dict()) == recipe(TIERS["cpu"])
-    assert [(stage[0].dataset, stage[0].arch, stage[0].split, stage[0].image_size) for stage in stages[4:]] == [
+    assert [(stage[0].dataset, stage[0].arch, stage[0].split, stage[0].image_size) for stage in stages[5:]] == [
         ("ucm", "resnet50", "aitlas", 224), ("nwpu-21", "resnet50", "paper", 256), ("ucm", "resnet50", "paper", 256),
         ("ucm", "resnet101", "paper", 256), ("aid", "resnet50", "paper", 128),
     ]  # fmt: skip
-    assert {config.method for config in stages[6]} == set(METHODS) - {"dense", "scratch", "bpl"}
+    assert {config.method for config in stages[7]} == set(METHODS) - {"dense", "scratch", "bpl"}
 
 
 def test_all_is_at_the_papers_tier_and_no_run_is_there_twice(stages):

@@ -21,6 +21,8 @@ _BORROWED = re.compile(r"<!-- output of (\S+), cell (\S+) -->")  # as `book/stag
 MADE_BY = {
     "card.json": "python workflow/demo.py",
     "foreign_networks.json": "python tests/foreign_matrix.py",
+    "gpu_inference.json": "python benchmarks/gpu_inference.py --rounds 15 --out data/latency/gpu_inference.json",
+    "gpu_training.json": "python benchmarks/gpu.py --steps 13 --rounds 4 --out data/latency/gpu_training.json",
     "growth.json": "python benchmarks/memory.py --out data/latency/growth.json",
     "recipe.json": None,
     "resnet18-64.json": (
