@@ -37,6 +37,9 @@ class Durations:
     def of(self, config: RunConfig) -> float | None:
         """Seconds that a run may take: by its kind, else by the arithmetic of other kinds, else as long as any run.
 
+        The other kinds are those of its architecture where there are any: a multiply-accumulate of a depthwise
+        convolution takes several times as long as one of an ordinary convolution.
+
         Args:
             config: the run.
 
@@ -46,7 +49,9 @@ class Durations:
         known = self.of_its_kind(config)
         if known is not None or not self._took:
             return known
-        examples = ((self.of_its_kind(other), self._macs(other)) for other in self._example.values())
+        others = list(self._example.values())
+        alike = [other for other in others if other.arch == config.arch]
+        examples = ((self.of_its_kind(other), self._macs(other)) for other in alike or others)
         paces = [seconds / work for seconds, work in examples if work is not None]
         work = self._macs(config)
         if paces and work is not None:
