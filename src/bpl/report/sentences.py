@@ -154,7 +154,8 @@ def _ranked(values: list[tuple[Row, Difference | None]]) -> str:
     if (better or worse) and len(tested) > 1:
         are_left = left_together([value.p for _, value in tested])
         left = [label for (label, _), is_left in zip(tested, are_left, strict=True) if is_left]
-        parts.append(f"- of these, after Holm's correction for {len(tested)} tests: {'; '.join(left) or 'none'}")
+        said = f"of the better and worse ones, left after Holm's correction for {len(tested)} tests"
+        parts.append(f"- {said}: {'; '.join(left) or 'none'}")
     if alone:
         parts.append(f"- too few seeds to say: {'; '.join(alone)}")
     return "\n".join(parts) or "- nothing else is recorded"
