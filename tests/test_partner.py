@@ -286,3 +286,35 @@ def test_state_of_a_grown_network_loads_into_another():
     x = images(size=SIZE, dtype=torch.float32)
     assert torch.equal(logits(one, x), logits(other, x))
     assert one.stem[0].branches[0].conv.weight.shape == (WIDTH, 3, 3, 3)
+
+
+class Listed(nn.Module):
+    """Goes through a plain list of its own layers, of some of them or of all."""
+
+    def __init__(self, registered_only: bool):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8))
+        self.conv, self.norm, self.act = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()
+        self.steps = {"second": [self.conv, (self.norm, self.act)]}
+        if not registered_only:
+            self.steps["first"] = list(self.first)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        for layer in self.steps.get("first", self.first):
+            x = layer(x)
+        conv, (norm, act) = self.steps["second"]
+        return self.head(act(norm(conv(x))).mean((2, 3)))
+
+
+def test_a_layer_that_a_plain_list_holds_gets_no_partner_that_the_forward_pass_would_miss():
+    grown = bpl.grow_partners(Listed(registered_only=True)).double()
+    assert list(partner_blocks(grown)) == ["first.0"]
+    grown(images(size=SIZE)).sum().backward()
+    assert all(parameter.grad is not None for parameter in grown.parameters())  # each of them is used
+    assert_fuses_exactly(randomise_statistics(grown), images(size=SIZE))
+
+
+def test_a_network_whose_layers_all_are_in_plain_lists_is_refused_by_what_to_do():
+    with pytest.raises(ValueError, match=r"2 that would do are held in a plain list too.*nn\.ModuleList"):
+        bpl.grow_partners(Listed(registered_only=False))

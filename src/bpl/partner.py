@@ -9,6 +9,8 @@ from bpl.norm_act import take_apart
 from bpl.partner_conv import PartnerConv2d
 from bpl.partner_shapes import KINDS, SHAPES, fits
 
+_OWN_TABLES = vars(nn.Module()).keys()  # in which torch keeps submodules, parameters, hooks
+_CONTAINERS = (list, tuple, set, dict)
 LARGEST_KERNEL = 6  # the released code grows partners for 1 < k < 7: a 7 x 7 stem has none
 
 
@@ -32,6 +34,25 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
             setattr(parent, child, module)
 
 
+def _held_elsewhere(model: nn.Module) -> set[int]:
+    """Ids of the layers that a module also holds in a plain list, tuple, set or dict.
+
+    A forward pass that goes through such a container would still call them when others stand in their places.
+    """
+    found: set[int] = set()
+    for owner in model.modules():
+        waiting = [value for name, value in vars(owner).items() if name not in _OWN_TABLES]
+        seen: set[int] = set()
+        while waiting:
+            value = waiting.pop()
+            if isinstance(value, nn.Module):
+                found.add(id(value))
+            elif isinstance(value, _CONTAINERS) and id(value) not in seen:
+                seen.add(id(value))
+                waiting += value.values() if isinstance(value, dict) else value
+    return found
+
+
 def _may_have_partner(conv: nn.Module, norm: nn.BatchNorm2d, kind: str) -> bool:
     """Whether a conv and the plain batch normalisation behind it make a k x k block that fuses with such partners."""
     return (
@@ -50,7 +71,8 @@ def grow_partners(model: nn.Module, kind: str = "same") -> nn.Module:
     original's before the activation. Convolutions with 1 < k < 7 get one, as in the released code; others, and those
     whose output something other than one BatchNorm2d reads (DenseNet's pre-activation order), are left alone. Blocks
     that have a partner keep it. So are those with forward hooks, or whose normalisation has any: what a hook changes
-    could not be fused. A normalisation that holds its activation (timm's BatchNormAct2d) is taken apart.
+    could not be fused; and those that a module also holds in a plain list, through which it may call them. A
+    normalisation that holds its activation (timm's BatchNormAct2d) is taken apart.
 
     Args:
         model: any network that ``torch.fx`` can trace. It is changed in place.
@@ -68,6 +90,8 @@ def grow_partners(model: nn.Module, kind: str = "same") -> nn.Module:
     graph = ChannelGraph(model)
     sites = graph.sites
     modules = dict(model.named_modules())
+    held = _held_elsewhere(model)
+    in_lists = 0
     strange: set[str] = set()  # classes of normalisations that are not what a block can be made of
     for name, site in sites.items():
         if site.norm is None or graph.calls[name] > 1 or graph.calls[site.norm] > 1:
@@ -78,6 +102,9 @@ def grow_partners(model: nn.Module, kind: str = "same") -> nn.Module:
             continue
         norm, rest = parts
         if _may_have_partner(conv, norm, kind):
+            if not held.isdisjoint((id(conv), id(modules[site.norm]))):
+                in_lists += 1
+                continue
             partners = SHAPES[kind](conv, norm)
             # in this order: the block holds the norm, and would lose it to what is put in its place
             replace_module(model, site.norm, rest)
@@ -89,6 +116,12 @@ def grow_partners(model: nn.Module, kind: str = "same") -> nn.Module:
             f"than 1 and less than {LARGEST_KERNEL + 1} and is followed by one BatchNorm2d of its own"
             + ("" if kind == "same" else f", with the odd size and the padding that {kind} partners need")
             + (f" ({others} is not a batch normalisation and other layers after it)" if others else "")
+            + (
+                f"; {in_lists} that would do are held in a plain list too, through which the forward pass may call "
+                "them: nn.ModuleList or nn.Sequential in its place"
+                if in_lists
+                else ""
+            )
             + graph.what_is_closed()
         )
     return model
