@@ -289,17 +289,20 @@ def test_a_run_is_expected_to_take_as_long_as_its_kind_and_other_kinds_as_their_
     assert took.of_all([dense, other]) == pytest.approx(130.0 * (1 + share))
 
 
-def test_the_pace_of_another_architecture_counts_only_where_there_is_none_of_its_own():
+def test_the_pace_of_the_closest_kind_counts():
+    """Of its architecture and its method, else of its architecture, else of any."""
     from bpl.config import RunConfig
     from bpl.estimate import size_of, training_macs
 
-    took = Durations()
-    slow, asked = (RunConfig("ucm", method, arch="mobilenet_v2", ratio=0.5) for method in ("dense", "scratch"))
-    took.add(RunConfig("ucm", "dense"), 100.0)
-    by_other = took.of(asked)
-    took.add(slow, 1000.0)
-    by_own = 1000.0 * training_macs(asked, *size_of(asked)) / training_macs(slow, *size_of(slow))
-    assert took.of(asked) == pytest.approx(by_own) != pytest.approx(by_other)
+    def of_mobilenet(method: str, ratio: float) -> RunConfig:
+        return RunConfig("ucm", method, arch="mobilenet_v2", ratio=ratio)
+
+    took, asked = Durations(), of_mobilenet("scratch", 0.5)
+    closer = (RunConfig("ucm", "dense"), of_mobilenet("dense", 0.0), of_mobilenet("scratch", 0.7))
+    for config, seconds in zip(closer, (100.0, 1000.0, 7000.0), strict=True):
+        took.add(config, seconds)
+        expected = seconds * training_macs(asked, *size_of(asked)) / training_macs(config, *size_of(config))
+        assert took.of(asked) == pytest.approx(expected)
 
 
 def test_a_folder_of_unknown_size_is_expected_to_take_as_long_as_any_run(tree):

@@ -37,8 +37,8 @@ class Durations:
     def of(self, config: RunConfig) -> float | None:
         """Seconds that a run may take: by its kind, else by the arithmetic of other kinds, else as long as any run.
 
-        The other kinds are those of its architecture where there are any: a multiply-accumulate of a depthwise
-        convolution takes several times as long as one of an ordinary convolution.
+        The other kinds are those of its architecture where there are any, and of these those of its method: a
+        multiply-accumulate of a depthwise or a narrow convolution takes several times as long as one of a wide one.
 
         Args:
             config: the run.
@@ -51,7 +51,8 @@ class Durations:
             return known
         others = list(self._example.values())
         alike = [other for other in others if other.arch == config.arch]
-        examples = ((self.of_its_kind(other), self._macs(other)) for other in alike or others)
+        closest = [other for other in alike if other.method == config.method]
+        examples = ((self.of_its_kind(other), self._macs(other)) for other in closest or alike or others)
         paces = [seconds / work for seconds, work in examples if work is not None]
         work = self._macs(config)
         if paces and work is not None:
