@@ -4,6 +4,7 @@ import copy
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -86,6 +87,16 @@ def test_a_file_that_is_no_measurement_is_refused_by_name(tmp_path, content, rea
 def test_a_network_that_was_not_measured_is_named():
     with pytest.raises(ReportError, match="lack 'rounded to 1' at batch 1"):
         gpu.gpu_inference_sentence(INFERENCE | {"rows": INFERENCE["rows"][:2]})
+
+
+def test_what_runs_took_is_said_with_how_many_shared_the_gpu():
+    def run(seconds: float, beside: int) -> SimpleNamespace:
+        return SimpleNamespace(seconds=seconds, environment={"runs_beside_each_other": beside})
+
+    rows = [SimpleNamespace(records=(run(180.0, 3), run(210.0, 2))), SimpleNamespace(records=(run(150.0, 3),))]
+    expected = "took 2.5 to 3.5 minutes, with 2 or 3 runs beside each other on the GPU (n = 3)"
+    assert expected in repr(gpu.minutes_a_run(rows))
+    assert repr(gpu.minutes_a_run([])) == "No run is recorded yet."
 
 
 def test_what_the_book_shows_is_of_the_networks_that_the_library_makes():

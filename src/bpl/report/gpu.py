@@ -1,13 +1,14 @@
 """What was measured on a GPU at the paper's scale: speed of training, and of the networks that ship."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bpl.report.display import Markdown
 from bpl.report.latency import ROUNDINGS
 from bpl.report.numbers import NBSP, percent_change
-from bpl.report.rows import ReportError
+from bpl.report.rows import ReportError, Row
 from bpl.report.tables import MISSING, numbered_table
 from bpl.schedule import images_an_epoch
 
@@ -98,6 +99,23 @@ def gpu_training_sentence(measured: Values) -> Markdown:
 def _minutes(measured: Values, phase: str) -> float:
     images = EPOCHS * images_an_epoch(TRAINING_IMAGES, measured["network"]["batch"])
     return images / measured["phases"][phase]["images_per_second"] / 60
+
+
+def minutes_a_run(rows: Sequence[Row]) -> Markdown:
+    """What the recorded runs took, and how many of them shared the GPU, in a sentence.
+
+    Args:
+        rows: recorded rows.
+    """
+    records = [record for row in rows for record in row.records]
+    if not records:
+        return Markdown("No run is recorded yet.")
+    minutes = sorted(record.seconds / 60 for record in records)
+    beside = sorted({record.environment["runs_beside_each_other"] for record in records})
+    return Markdown(
+        f"The training of a recorded run took {minutes[0]:.1f} to {minutes[-1]:.1f} minutes, with "
+        f"{' or '.join(map(str, beside))} runs beside each other on the GPU (n = {len(records)})."
+    )
 
 
 def gpu_inference_table(measured: Values, caption: str, name: str) -> Markdown:
