@@ -8,7 +8,7 @@ import torch
 from support import places_fixture  # noqa: F401
 
 from bpl.chips import BF16_PEAK, known_peak, measured_peak
-from bpl.report.gpu import gpu_inference_sentence, gpu_training_table, load_gpu
+from bpl.report.gpu import gpu_inference_sentence, gpu_training_table, load_gpu_inference, load_gpu_training
 
 pytestmark = pytest.mark.usefixtures("places")
 
@@ -47,7 +47,7 @@ def test_the_small_benchmark_prints_speeds_shares_and_ratios_that_agree(gpu, mon
 def test_what_the_benchmark_writes_is_what_the_book_reads(gpu, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("sys.argv", ["gpu.py", "--small", "--rounds", "2", "--out", str(tmp_path / "gpu.json")])
     gpu.main()
-    measured = load_gpu(tmp_path / "gpu.json", ("phases", "peak", "released"))
+    measured = load_gpu_training(tmp_path / "gpu.json")
     speeds = [phase["images_per_second"] for phase in measured["phases"].values()]
     printed = re.findall(r"^  (?:dense|bpl [a-z ]+?) +([\d.]+) images/s", capsys.readouterr().out, re.M)
     assert [f"{speed:.1f}" for speed in speeds] == printed
@@ -59,7 +59,7 @@ def test_the_benchmark_of_inference_times_every_network_and_leaves_a_file(gpu, m
 
     monkeypatch.setattr("sys.argv", ["gpu_inference.py", "--small", "--out", str(tmp_path / "gpu.json")])
     gpu_inference.main()
-    measured = load_gpu(tmp_path / "gpu.json", ("rows", "macs"))
+    measured = load_gpu_inference(tmp_path / "gpu.json")
     networks = ["dense", *(f"rounded to {rounding}" for rounding in gpu_inference.ROUNDINGS)]
     assert list(measured["macs"]) == networks
     assert [(row["batch"], row["network"]) for row in measured["rows"]] == [

@@ -81,7 +81,7 @@ def test_a_file_that_is_no_measurement_is_refused_by_name(tmp_path, content, rea
     path = tmp_path / "gpu.json"
     path.write_text(content)
     with pytest.raises(ReportError, match=rf"{path}.*{reason}"):
-        gpu.load_gpu(path, ("phases",))
+        gpu.load_gpu_training(path)
 
 
 def test_a_network_that_was_not_measured_is_named():
@@ -101,8 +101,8 @@ def test_what_runs_took_is_said_with_how_many_shared_the_gpu():
 
 def test_what_the_book_shows_is_of_the_networks_that_the_library_makes():
     """The costs in both files, counted anew."""
-    training = gpu.load_gpu(ROOT / "data" / "latency" / "gpu_training.json", ("phases",))
-    inference = gpu.load_gpu(ROOT / "data" / "latency" / "gpu_inference.json", ("rows", "macs"))
+    training = gpu.load_gpu_training(ROOT / "data" / "latency" / "gpu_training.json")
+    inference = gpu.load_gpu_inference(ROOT / "data" / "latency" / "gpu_inference.json")
     dense = bpl.build_model("resnet50", 21, 256)
     partners = bpl.grow_partners(copy.deepcopy(dense))
     masks = bpl.prune_masks(partners, 0.7)

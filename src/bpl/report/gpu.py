@@ -1,54 +1,53 @@
 """What was measured on a GPU at the paper's scale: speed of training, and of the networks that ship."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from bpl.report.display import Markdown
 from bpl.report.latency import ROUNDINGS
 from bpl.report.numbers import NBSP, percent_change
 from bpl.report.rows import ReportError, Row
 from bpl.report.tables import MISSING, numbered_table
+from bpl.report.training import Values, load_parts
 from bpl.schedule import images_an_epoch
 
-SCHEMA = 1
 # This library's goals on an H200: minutes for 300 epochs on UC Merced's 80 %, ResNet-50 at 256 x 256.
 GOALS = {"dense": 3.0, "bpl after slimming": 4.0}
 TRAINING_IMAGES, EPOCHS = 1680, 300
 WAYS = {"eager": "eager", "graph": "CUDA graph"}
 
-Values = dict[str, Any]
 
-
-def load_gpu(path: Path, parts: tuple[str, ...]) -> Values:
-    """Read what `benchmarks/gpu.py --out` or `benchmarks/gpu_inference.py --out` wrote.
+def load_gpu_training(path: Path) -> Values:
+    """Read what `benchmarks/gpu.py` wrote.
 
     Args:
         path: its file.
-        parts: what must be in it: "phases" for the first, "rows" for the second.
 
     Raises:
         ReportError: unreadable, of another version, or incomplete; the message names the file and the reason.
     """
-    try:
-        values = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise ReportError(f"measurements {path} cannot be read: {error}") from error
-    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
-        raise ReportError(
-            f"{path} is no measurement of version {SCHEMA}: `python benchmarks/gpu.py --out FILE` makes one"
-        )
-    if lacking := [name for name in ("network", "machine", "device", *parts) if name not in values]:
-        raise ReportError(f"measurements {path} lack {lacking[0]!r}")
-    return values
+    parts = {"network": dict, "machine": dict, "device": str, "peak": dict, "phases": dict, "released": float}
+    return load_parts(path, parts, "gpu.py")
+
+
+def load_gpu_inference(path: Path) -> Values:
+    """Read what `benchmarks/gpu_inference.py` wrote.
+
+    Args:
+        path: its file.
+
+    Raises:
+        ReportError: unreadable, of another version, or incomplete; the message names the file and the reason.
+    """
+    parts = {"network": dict, "machine": dict, "device": str, "macs": dict, "rows": list}
+    return load_parts(path, parts, "gpu_inference.py")
 
 
 def gpu_training_table(measured: Values, caption: str, name: str) -> Markdown:
     """One line a phase of a training: its speed, its arithmetic, and how much of the GPU that uses.
 
     Args:
-        measured: what `load_gpu` returned, with its phases.
+        measured: what `load_gpu_training` returned.
         caption: what the table shows.
         name: label for cross-references, unique in the book.
     """
@@ -80,7 +79,7 @@ def gpu_training_sentence(measured: Values) -> Markdown:
     """Where and how it was measured, and what a run of 300 epochs takes at these speeds, beside the goals.
 
     Args:
-        measured: what `load_gpu` returned, with its phases.
+        measured: what `load_gpu_training` returned.
     """
     network, machine = measured["network"], measured["machine"]
     parts = []
@@ -122,7 +121,7 @@ def gpu_inference_table(measured: Values, caption: str, name: str) -> Markdown:
     """One line a network and batch size: milliseconds a forward pass, and how many times faster than the dense one.
 
     Args:
-        measured: what `load_gpu` returned, with its rows.
+        measured: what `load_gpu_inference` returned.
         caption: what the table shows.
         name: label for cross-references, unique in the book.
     """
@@ -146,7 +145,7 @@ def gpu_inference_sentence(measured: Values) -> Markdown:
     """What the removed multiply-accumulates are worth in time there, in two sentences.
 
     Args:
-        measured: what `load_gpu` returned, with its rows.
+        measured: what `load_gpu_inference` returned.
     """
     way = "graph" if any(row["way"] == "graph" for row in measured["rows"]) else "eager"
     batches = list(dict.fromkeys(row["batch"] for row in measured["rows"]))

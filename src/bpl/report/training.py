@@ -79,7 +79,20 @@ class WholeTraining:
         return quartiles([(share * before + (1 - share) * after) / dense for dense, before, after in rounds])
 
 
-def _load(path: Path, parts: dict[str, type], script: str) -> Values:
+def load_parts(path: Path, parts: dict[str, type], script: str) -> Values:
+    """Read a file of measurements that a script in `benchmarks/` wrote.
+
+    Args:
+        path: the file.
+        parts: what must be in it -> of which type.
+        script: name of the script.
+
+    Returns:
+        The parts.
+
+    Raises:
+        ReportError: unreadable, of another version, or incomplete; the message names the file and the reason.
+    """
     try:
         values = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
@@ -102,7 +115,7 @@ def load_steps(path: Path) -> Steps:
         ReportError: unreadable, of another version, or incomplete; the message names the file and the reason.
     """
     parts = {"network": dict, "machine": dict, "macs": dict, "times": dict, "parts": dict}
-    steps = Steps(**_load(path, parts, "training.py"))
+    steps = Steps(**load_parts(path, parts, "training.py"))
     if lacking := [name for name in (*_STEPS, "released") if not steps.times.get(name) or name not in steps.macs]:
         raise ReportError(f"measurements {path} lack the step {lacking[0]!r}")
     return steps
@@ -118,7 +131,7 @@ def load_whole(path: Path) -> WholeTraining:
         ReportError: unreadable, of another version, or incomplete; the message names the file and the reason.
     """
     parts = {"network": dict, "machine": dict, "epochs": int, "freeze_epoch": int, "macs": dict, "times": dict}
-    whole = WholeTraining(**_load(path, parts, "whole_training.py"))
+    whole = WholeTraining(**load_parts(path, parts, "whole_training.py"))
     for precision in PRECISIONS:
         for phase in ("dense", "partners", "slimmed"):
             if phase not in whole.macs or not whole.times.get(precision, {}).get(phase):
