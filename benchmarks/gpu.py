@@ -10,13 +10,11 @@ The released style (`steps.ReleasedStep`) works on images that lie on the device
 files. FLOPs are those of convolutions and linear layers, two a multiply-accumulate, three times the forward pass.
 """
 
-import argparse
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from steps import CLASSES, MEAN, STD, ReleasedStep, Step, as_file, make_grown, measured_here
+from steps import CLASSES, MEAN, STD, ReleasedStep, Step, as_file, device_here, gpu_options, make_grown, measured_here
 
 import bpl
 from bpl.chips import known_peak, measured_peak
@@ -78,9 +76,8 @@ def measure(
     arch: str, width: int | None, image_size: int, batch: int, steps: int, rounds: int, compile: str
 ) -> dict[str, Any]:
     """Speeds of the phases, and the parts of their steps, as `bpl.report.gpu` reads them."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device, name = device_here()
     others = OtherWork()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     known = known_peak(name)
     peak = known or measured_peak(device, 8192 if device.type == "cuda" else 1024)
     partners = make_grown(arch, image_size, bpl.grow_partners, width=width)
@@ -151,15 +148,10 @@ def as_text(measured: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--small", action="store_true", help="a tiny network, for a look on a CPU")
-    parser.add_argument("--arch", default="resnet50")
-    parser.add_argument("--image-size", type=int, default=256)
+    parser = gpu_options(__doc__.splitlines()[0], rounds=10)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--steps", type=int, default=26, help="an epoch; 26 are UC Merced's 80 %% in batches of 64")
-    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--compile", default="off", help="off, or a mode of torch.compile")
-    parser.add_argument("--out", type=Path, help="a JSON file to write, as the book reads it")
     o = parser.parse_args()
     if o.small:
         measured = measure("resnet18", 8, 32, 16, 3, 3, o.compile)

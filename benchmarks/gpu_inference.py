@@ -8,14 +8,12 @@ pass is captured as a CUDA graph and replayed, so that what is timed is the GPU 
 the same pass as Python starts it (eager) stands beside it. Weights are random: times depend on shapes only.
 """
 
-import argparse
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from steps import as_file, make_grown, measured_here
+from steps import as_file, device_here, gpu_options, make_grown, measured_here
 from torch import nn
 from torch.fx.experimental.optimization import fuse
 
@@ -61,7 +59,7 @@ def captured(model: nn.Module, x: torch.Tensor) -> Callable[[], None]:
 
 def measure(arch: str, width: int | None, image_size: int, ratio: float, rounds: int) -> dict[str, Any]:
     """Median milliseconds of a pass: one row a network, batch size and way of starting it."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device, device_name = device_here()
     others = OtherWork()
     dense = make_grown(arch, image_size, width=width).eval()
     models = {"dense": dense}
@@ -84,7 +82,7 @@ def measure(arch: str, width: int | None, image_size: int, ratio: float, rounds:
     return {
         "network": {"arch": arch, "width": width, "image_size": image_size, "ratio": ratio, "rounds": rounds},
         "machine": measured_here("wall", others),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        "device": device_name,
         "macs": {name: count_macs(model, image_size) for name, model in models.items()},
         "rows": rows,
     }
@@ -104,13 +102,8 @@ def as_text(measured: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--small", action="store_true", help="a tiny network, for a look on a CPU")
-    parser.add_argument("--arch", default="resnet50")
-    parser.add_argument("--image-size", type=int, default=256)
+    parser = gpu_options(__doc__.splitlines()[0], rounds=20)
     parser.add_argument("--ratio", type=float, default=0.7)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--out", type=Path, help="a JSON file to write")
     o = parser.parse_args()
     shape = ("resnet18", 8, 32) if o.small else (o.arch, None, o.image_size)
     measured = measure(*shape, o.ratio, 3 if o.small else o.rounds)

@@ -1,5 +1,6 @@
 """Training steps to be timed, the library's and one in the style of the released BPL code, and their records."""
 
+import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -165,6 +166,29 @@ def make_grown(
     torch.manual_seed(0)
     model = bpl.build_model(arch, CLASSES, image_size, width)
     return model if change is None else change(model)
+
+
+def device_here() -> tuple[torch.device, str]:
+    """The GPU of this machine and its name, or the CPU where there is none."""
+    if torch.cuda.is_available():
+        return torch.device("cuda"), torch.cuda.get_device_name()
+    return CPU, "CPU"
+
+
+def gpu_options(description: str, rounds: int) -> argparse.ArgumentParser:
+    """The command line that the benchmarks for a GPU share.
+
+    Args:
+        description: what the benchmark does.
+        rounds: how many there are where none is named.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--small", action="store_true", help="a tiny network, for a look on a CPU")
+    parser.add_argument("--arch", default="resnet50")
+    parser.add_argument("--image-size", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--out", type=Path, help="a JSON file to write, as the book reads it")
+    return parser
 
 
 def measured_here(clock: str, others: OtherWork) -> dict[str, Any]:
