@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -173,6 +174,18 @@ def device_here() -> tuple[torch.device, str]:
     if torch.cuda.is_available():
         return torch.device("cuda"), torch.cuda.get_device_name()
     return CPU, "CPU"
+
+
+def threads(text: str) -> int:
+    """The value of ``--threads``: torch starts as many as it is told, and a machine ends before they do.
+
+    Raises:
+        argparse.ArgumentTypeError: no whole number from 1 to the cores of this machine.
+    """
+    cores = os.cpu_count() or 1
+    if not text.isdecimal() or not 1 <= int(text) <= cores:
+        raise argparse.ArgumentTypeError(f"it is {text!r}: it must be 1 to {cores}, the cores of this machine")
+    return int(text)
 
 
 def gpu_options(description: str, rounds: int) -> argparse.ArgumentParser:

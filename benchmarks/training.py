@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from steps import ReleasedStep, Step, as_file, in_words, make_grown, measured_here
+from steps import ReleasedStep, Step, as_file, in_words, make_grown, measured_here, threads
 
 import bpl
 from bpl.measure import CLOCKS, OtherWork, count_macs, in_turns, quartiles
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, help="threads of an operation; as many as cores where not given")
+    parser.add_argument("--threads", type=threads, help="threads of an operation; as many as cores where not given")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="processor, with one thread, on a busy machine")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from steps import Step, as_file, in_words, make_grown, measured_here
+from steps import Step, as_file, in_words, make_grown, measured_here, threads
 
 import bpl
 from bpl.measure import CLOCKS, OtherWork, clock_of, count_macs, in_turns, quartiles
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--precision", choices=PRECISIONS, help="one of the two; both where not given")
-    parser.add_argument("--threads", type=int, help="threads of an operation; as many as cores where not given")
+    parser.add_argument("--threads", type=threads, help="threads of an operation; as many as cores where not given")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="processor, with one thread, on a busy machine")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     o = parser.parse_args()

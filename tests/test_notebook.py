@@ -48,7 +48,44 @@ def test_a_folder_with_one_class_is_refused(tmp_path: Path) -> None:
 
 def test_parameters_are_the_plain_values_of_a_page() -> None:
     namespace = GOOD | {"_private": 1, "In": [], "Out": {}, "__name__": "x", "notebook": notebook}
-    assert notebook.parameters(namespace) == GOOD
+    assert notebook.parameters(namespace, ()) == GOOD
+
+
+def test_a_parameter_is_changed_and_its_cell_run_again() -> None:
+    namespace = dict(GOOD)
+    notebook.configure(namespace)
+    namespace |= {"campaign": [1, 2], "place": "UC Merced", "ratio": 0.5, "round_to": 8}  # later cells', and two knobs
+    config, _, _ = notebook.configure(namespace)
+    assert (config.ratio, config.round_to) == (0.5, 8)
+
+
+RUNS = [RunConfig(dataset="ucm", method="dense")] + [
+    RunConfig(dataset="ucm", method=method, ratio=ratio) for method in ("scratch", "bpl") for ratio in (0.5, 0.78)
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("ratio", 0.33, "ratio is 0.33: the runs of this page have 0.5, 0.78"),
+        ("ratio", 0.0, "ratio is 0.0: the runs of this page have 0.5, 0.78"),
+        ("ratio", [0.5], r"ratio is \[0.5\]: the runs of this page have 0.5, 0.78"),
+        ("dataset", "mars", "dataset is 'mars': the runs of this page have ucm"),
+        ("ratoi", 0.5, "unknown parameter 'ratoi' is 0.5: this page has dataset, ratio"),
+    ],
+)
+def test_a_page_of_recorded_runs_refuses_what_no_run_has(name: str, value: object, said: str) -> None:
+    page = {"dataset": "ucm", "ratio": 0.78}
+    assert notebook.check_choice(dict(page), RUNS, "dataset", "ratio") == RUNS
+    with pytest.raises(notebook.BadParameter, match=f"^{said}$"):
+        notebook.check_choice(page | {name: value}, RUNS, "dataset", "ratio")
+
+
+def test_a_page_of_recorded_runs_is_run_again() -> None:
+    page = {"dataset": "ucm", "ratio": 0.78}
+    notebook.check_choice(page, RUNS, "dataset", "ratio")
+    page |= {"campaign": [], "ratio": 0.5}
+    assert notebook.check_choice(page, RUNS, "dataset", "ratio") == RUNS
 
 
 def test_the_parameters_of_the_page_are_knobs_of_a_run() -> None:
@@ -56,7 +93,7 @@ def test_the_parameters_of_the_page_are_knobs_of_a_run() -> None:
     (cell,) = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
     namespace: dict = {}
     exec("".join(cell["source"]), namespace)
-    config = RunConfig.from_dict(notebook.parameters(namespace))
+    config = RunConfig.from_dict(notebook.parameters(namespace, ()))
     assert (config.ratio, config.method, config.tier, config.data) == (0.7, "bpl", "quick", "auto")
 
 

@@ -1,6 +1,7 @@
 """What the pages that run something share: parameters checked at once, and one live run under ``_build/``."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Collection, Iterable, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from bpl.paths import project_root
 from bpl.pruning import prune_masks, slim
 from bpl.records import Record, RecordError, load_record, record_path, source_digest
 from bpl.run import run
+from bpl.shown import shown
 
 _EXACT = 1e-5  # of the largest logit: float rounding over a network's depth
+_FOUND = "_parameters_found"  # a page's own note of the names that were parameters when it was first checked
 
 
 class BadParameter(ValueError):
@@ -25,11 +28,11 @@ class BadParameter(ValueError):
         return [str(self)]
 
 
-def configure(namespace: Mapping[str, Any]) -> tuple[RunConfig, ImageSet, Split]:
+def configure(namespace: MutableMapping[str, Any]) -> tuple[RunConfig, ImageSet, Split]:
     """Check a notebook's parameters and load what they ask for, before anything takes time.
 
     Every plain value that the notebook has defined so far counts as a parameter, those that papermill injects too, so
-    that a misspelt name is an error and every knob of `RunConfig` can be set.
+    that a misspelt name is an error and every knob of `RunConfig` can be set. The cell may be run again.
 
     Args:
         namespace: the notebook's ``globals()``.
@@ -41,28 +44,64 @@ def configure(namespace: Mapping[str, Any]) -> tuple[RunConfig, ImageSet, Split]
         BadParameter: an unknown parameter, a value that is not allowed, or images that cannot be used; one sentence.
     """
     try:
-        config = RunConfig.from_dict(parameters(namespace))
+        chosen = parameters(namespace, [field.name for field in dataclasses.fields(RunConfig)])
+        config = RunConfig.from_dict(chosen)
         images = load_images(config.dataset, config.image_size, config.data)
-        return config, images, make_split(images, config.split, config.seed)
+        split = make_split(images, config.split, config.seed)
     except ValueError as error:
         raise BadParameter(" ".join(str(error).split())) from None
+    namespace[_FOUND] = frozenset(chosen)
+    return config, images, split
 
 
-def parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
+def check_choice(namespace: MutableMapping[str, Any], runs: Iterable[RunConfig], *names: str) -> list[RunConfig]:
+    """Check the parameters of a page that shows recorded runs: each has a value that some run has.
+
+    Args:
+        namespace: the notebook's ``globals()``; plain values count as in `configure`.
+        runs: the runs that the page can show.
+        names: the page's parameters, knobs of `RunConfig`.
+
+    Returns:
+        The runs, all of them.
+
+    Raises:
+        BadParameter: an unknown parameter, or a value that no run has; one sentence.
+    """
+    runs, chosen = list(runs), parameters(namespace, names)
+    for name, value in chosen.items():
+        if name not in names:
+            raise BadParameter(f"unknown parameter {name!r} is {shown(value)}: this page has {', '.join(names)}")
+        allowed = sorted({getattr(run, name) for run in runs if name != "ratio" or run.method != "dense"})
+        if value not in allowed:
+            raise BadParameter(f"{name} is {shown(value)}: the runs of this page have {', '.join(map(str, allowed))}")
+    namespace[_FOUND] = frozenset(chosen)
+    return runs
+
+
+def parameters(namespace: MutableMapping[str, Any], known: Collection[str]) -> dict[str, Any]:
     """The plain values among a notebook's names: what its parameter cells have set.
+
+    A cell that is run again, after a parameter was changed, also sees what later cells have defined: that counts only
+    where it was a parameter the first time, or has the name of one.
 
     Args:
         namespace: the notebook's ``globals()``.
+        known: names of parameters.
 
     Returns:
         name -> value.
     """
     own = {"In", "Out"}  # IPython's
     plain = (bool, int, float, str, list, dict, type(None))
+    found = namespace.get(_FOUND)
     return {
         name: value
         for name, value in namespace.items()
-        if not name.startswith("_") and name not in own and isinstance(value, plain)
+        if not name.startswith("_")
+        and name not in own
+        and isinstance(value, plain)
+        and (found is None or name in found or name in known)
     }
 
 
