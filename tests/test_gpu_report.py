@@ -94,7 +94,7 @@ def test_what_runs_took_is_said_with_how_many_shared_the_gpu():
         return SimpleNamespace(seconds=seconds, environment={"runs_beside_each_other": beside})
 
     rows = [SimpleNamespace(records=(run(180.0, 3), run(210.0, 2))), SimpleNamespace(records=(run(150.0, 3),))]
-    expected = "took 2.5 to 3.5 minutes, with 2 or 3 runs beside each other on the GPU (n = 3)"
+    expected = "in median: 3.5 with 2 (n = 1), so one every 1.8; 2.8 with 3 (n = 2), so one every 0.9."
     assert expected in repr(gpu.minutes_a_run(rows))
     assert repr(gpu.minutes_a_run([])) == "No run is recorded yet."
 

@@ -1,5 +1,6 @@
 """What was measured on a GPU at the paper's scale: speed of training, and of the networks that ship."""
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -101,19 +102,23 @@ def _minutes(measured: Values, phase: str) -> float:
 
 
 def minutes_a_run(rows: Sequence[Row]) -> Markdown:
-    """What the recorded runs took, and how many of them shared the GPU, in a sentence.
+    """What the recorded runs took, by how many of them shared the GPU, in a sentence.
 
     Args:
-        rows: recorded rows.
+        rows: recorded rows of one method.
     """
-    records = [record for row in rows for record in row.records]
-    if not records:
+    took: dict[int, list[float]] = {}
+    for record in (record for row in rows for record in row.records):
+        took.setdefault(record.environment["runs_beside_each_other"], []).append(record.seconds / 60)
+    if not took:
         return Markdown("No run is recorded yet.")
-    minutes = sorted(record.seconds / 60 for record in records)
-    beside = sorted({record.environment["runs_beside_each_other"] for record in records})
+    parts = []
+    for beside, minutes in sorted(took.items()):
+        middle = statistics.median(minutes)
+        parts.append(f"{middle:.1f} with {beside} (n = {len(minutes)}), so one every {middle / beside:.1f}")
     return Markdown(
-        f"The training of a recorded run took {minutes[0]:.1f} to {minutes[-1]:.1f} minutes, with "
-        f"{' or '.join(map(str, beside))} runs beside each other on the GPU (n = {len(records)})."
+        "Minutes that the training of a recorded run took, by how many ran beside each other on the GPU, in median: "
+        f"{'; '.join(parts)}."
     )
 
 
