@@ -1,5 +1,7 @@
 """Small networks, each with one thing in it that channel removal can get wrong. Images are (B, 3, 8, 8)."""
 
+import types
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -516,6 +518,181 @@ class InvertedResidual(Net):
 
     def middle(self, x):
         return x + self.project(self.wise(self.expand(x)))
+
+
+class PatchedActivation(Net):
+    """Another forward pass on the object: it is a ReLU by its class only."""
+
+    def __init__(self):
+        super().__init__()
+        self.act = nn.ReLU()
+        self.act.forward = torch.sigmoid
+
+    def middle(self, x):
+        return self.act(x)
+
+
+def _twice(self: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
+    return 2 * nn.BatchNorm2d.forward(self, x)
+
+
+class PatchedNorm(Net):
+    """A partner's outputs would be doubled with the block's, fused ones would not."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = block()
+        self.a[1].forward = types.MethodType(_twice, self.a[1])
+
+    def middle(self, x):
+        return self.a(x)
+
+
+class ShiftedRelu(nn.ReLU):
+    """It branches on its input, so it is not traced but called as one layer; a channel of zeros becomes 1/2."""
+
+    def forward(self, input):
+        return F.relu(input) + 0.5 if input.shape[0] else input
+
+
+class ClosedActivation(Net):
+    def __init__(self):
+        super().__init__()
+        self.act = ShiftedRelu()
+
+    def middle(self, x):
+        return self.act(x)
+
+
+class BranchingPool(nn.MaxPool2d):
+    def forward(self, input):
+        return super().forward(input) if input.shape[2] > 1 else input
+
+
+class ClosedPool(Net):
+    """Not traced either, and a pooling all the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool = BranchingPool(2)
+
+    def middle(self, x):
+        return self.pool(x)
+
+
+class FanInConv(nn.Conv2d):
+    """Equalised learning rate: the factor changes when channels are cut out."""
+
+    def forward(self, input):
+        return self._conv_forward(input, self.weight * (2 / self.weight[0].numel()) ** 0.5, self.bias)
+
+
+class FanOutConv(nn.Conv2d):
+    def forward(self, input):
+        return self._conv_forward(input, self.weight * (2 / self.weight[:, 0].numel()) ** 0.5, self.bias)
+
+
+class EqualisedRateIn(Net):
+    kind = FanInConv
+
+    def __init__(self):
+        super().__init__()
+        self.a = self.kind(WIDTH, WIDTH, 3, padding=1)
+
+    def middle(self, x):
+        return F.relu(self.a(x))
+
+
+class EqualisedRateOut(EqualisedRateIn):
+    kind = FanOutConv
+
+
+class PooledRows(Net):
+    """Of (B, C, H) a pooling by two dimensions takes the channels for height."""
+
+    def forward(self, x):
+        return self.fc(F.max_pool2d(self.last(self.stem(x)).mean(3), 3, 1, 1).mean(2))
+
+
+class PooledRowsByModule(PooledRows):
+    def __init__(self):
+        super().__init__()
+        self.pool = nn.MaxPool2d(3, 1, 1)
+
+    def forward(self, x):
+        return self.fc(self.pool(self.last(self.stem(x)).mean(3)).mean(2))
+
+
+class PaddedVector(Net):
+    """Features of zeros behind those of the pooled map."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(2 * WIDTH, CLASSES)
+
+    def forward(self, x):
+        return self.fc(F.pad(self.last(self.stem(x)).mean((2, 3)), (0, WIDTH)))
+
+
+class PlusZero(Net):
+    """What Python's `sum` does, and blocks whose shortcut may be absent."""
+
+    def middle(self, x):
+        return 0 + x
+
+
+class PlusThreeByName(Net):
+    def middle(self, x):
+        return torch.add(x, other=3)
+
+
+class SwishByHand(Net):
+    def middle(self, x):
+        return x * F.relu6(x + 3) / 6
+
+
+class SlopeTwice(Net):
+    """One slope for all channels: the layer is no channel's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.n, self.slope = conv(), nn.BatchNorm2d(WIDTH), nn.PReLU()
+
+    def middle(self, x):
+        return self.slope(self.n(self.a(self.slope(x))))
+
+
+class Flag(Net):
+    def forward(self, x, features=False):
+        if features:
+            return self.stem(x)
+        return super().forward(x)
+
+
+class OptionalActivation(Net):
+    """With what it takes where nobody says otherwise, a sigmoid."""
+
+    def forward(self, x, activation=None):
+        if activation is None:
+            activation = torch.sigmoid
+        return self.fc(self.last(activation(self.stem(x))).mean((2, 3)))
+
+
+class KeepsItsMap(Net):
+    """For a loss on features, or a picture of them."""
+
+    def middle(self, x):
+        self.kept = x
+        return x
+
+
+class ReadsKernelSize(Net):
+    def __init__(self):
+        super().__init__()
+        self.a = block(padding=0)
+
+    def middle(self, x):
+        return self.a(F.pad(x, (self.a[0].kernel_size[0] // 2,) * 4))
 
 
 STRUCTURES: dict[str, type[Net]] = {

@@ -4,6 +4,7 @@ import pytest
 import torch
 from little_networks import STRUCTURES, WIDTH, Net, chain
 from torch import nn
+from torch.nn.utils import prune
 
 import bpl
 from bpl.channels import ChannelGraph
@@ -62,6 +63,23 @@ def prunable(model: nn.Module, scope: str) -> set[str]:
         ("DepthwiseOnInput", ALL_OF_NET, set()),
         ("DepthwiseAfterConcatenation", {"last.0"}, set()),
         ("InvertedResidual", {"expand.0", "wise.0", "last.0"}, {"stem.0", "project.0"}),
+        ("PatchedActivation", {"last.0"}, set()),
+        ("PatchedNorm", ALL_OF_NET, set()),
+        ("ClosedActivation", {"last.0"}, set()),
+        ("ClosedPool", ALL_OF_NET, set()),
+        ("EqualisedRateIn", {"last.0"}, set()),
+        ("EqualisedRateOut", {"last.0"}, set()),
+        ("PooledRows", {"stem.0"}, set()),
+        ("PooledRowsByModule", {"stem.0"}, set()),
+        ("PaddedVector", {"stem.0"}, set()),
+        ("PlusZero", ALL_OF_NET, set()),
+        ("PlusThreeByName", {"last.0"}, set()),
+        ("SwishByHand", ALL_OF_NET, set()),
+        ("SlopeTwice", ALL_OF_NET | {"a"}, set()),
+        ("Flag", ALL_OF_NET, set()),
+        ("OptionalActivation", {"last.0"}, set()),
+        ("KeepsItsMap", ALL_OF_NET, set()),
+        ("ReadsKernelSize", ALL_OF_NET | {"a.0"}, set()),
     ],
 )
 def test_exactly_the_channels_that_can_go_are_prunable(structure, inner, everything):
@@ -89,6 +107,27 @@ def test_exactly_the_channels_that_can_go_are_prunable(structure, inner, everyth
 )
 def test_a_frozen_set_says_why(structure, conv, reason):
     assert reason in ChannelGraph(STRUCTURES[structure]()).of_conv[conv].frozen
+
+
+def test_a_map_that_the_forward_pass_keeps_is_in_nobodys_way(tmp_path):
+    model = bpl.grow_partners(STRUCTURES["KeepsItsMap"]())
+    assert not hasattr(model, "kept")  # nothing of the analysis stays on the network
+    x = torch.randn(2, 3, 8, 8)
+    model(x).sum().backward()
+    before = model.kept
+    small = bpl.slim(bpl.fuse_partners(model), bpl.prune_masks(model, 0.5))
+    assert model.kept is before and not small.kept.requires_grad
+    assert bpl.count_macs(small, 8) < bpl.count_macs(model, 8)
+    torch.save(small, tmp_path / "small.pt")
+    prune.l1_unstructured(model.fc, "weight", 0.5)  # a weight with a history, and no parameter
+    assert torch.equal(bpl.fuse_partners(model.eval()).fc.weight, model.fc.weight)
+
+
+def test_a_forward_pass_on_the_object_itself_is_refused():
+    model = Net()
+    model.forward = lambda x: torch.sigmoid(Net.forward(model, x))
+    with pytest.raises(ValueError, match="^cannot trace this Net: its forward pass was replaced on the object"):
+        bpl.grow_partners(model)
 
 
 def test_inner_of_the_known_networks_is_what_the_design_says():

@@ -10,20 +10,26 @@ The analysis also follows where that zero survives: through ReLU it does, throug
 reader would see a constant, so these channels are marked frozen, with the reason.
 """
 
+import inspect
 import operator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from bpl.copies import attributes_kept
 from bpl.operations import (
     ADDITIONS,
+    DIVISIONS,
     HARMLESS_ATTRIBUTES,
     KEEP_ZERO_CALLS,
     KEEP_ZERO_MODULES,
     LOSE_ZERO_CALLS,
     LOSE_ZERO_MODULES,
+    MAP_CALLS,
+    MAP_MODULES,
     POOL_CALLS,
     POOL_MODULES,
     PRODUCTS,
@@ -32,12 +38,13 @@ from bpl.operations import (
     argument,
     holds_width,
     is_in_place,
+    is_number,
     may_share_memory,
     pads_space_with_zeros,
     pool_step,
     rank_after,
 )
-from bpl.ordinary import is_ordinary_conv, is_ordinary_linear, is_ordinary_norm
+from bpl.ordinary import is_channel_wise, is_ordinary_conv, is_ordinary_linear, is_ordinary_norm, is_patched
 from bpl.partner_conv import PartnerConv2d, has_forward_hooks
 from bpl.tracing import Tracer, in_one_line
 
@@ -95,11 +102,22 @@ class _Value:
     rank: int = 4
 
 
+def _defaults(model: nn.Module) -> dict[str, Any]:
+    """What the forward pass takes beside its input where nobody says otherwise: it may branch on that."""
+    optional = list(inspect.signature(type(model).forward).parameters.values())[2:]  # after self and the input
+    return {
+        parameter.name: parameter.default
+        for parameter in optional
+        if parameter.default is None or isinstance(parameter.default, bool | int | float)
+    }
+
+
 class ChannelGraph:
     """The channel sets of a network.
 
     Args:
-        model: any network that ``torch.fx`` can trace, with or without partners.
+        model: any network that ``torch.fx`` can trace, with or without partners. What its forward pass takes beside the
+            images is taken at its default.
 
     Attributes:
         sets: all `Channels`, in the order of the forward pass.
@@ -113,14 +131,20 @@ class ChannelGraph:
         hooked: names of the layers with forward hooks, which may do anything: they are left as they are.
 
     Raises:
-        ValueError: the network cannot be traced (its forward branches on data).
+        ValueError: the network cannot be traced (its forward branches on data, or was replaced on the object).
     """
 
     def __init__(self, model: nn.Module):
         self.model = model
+        if is_patched(model):  # torch.fx would trace the forward pass of its class
+            raise ValueError(
+                f"cannot trace this {type(model).__name__}: its forward pass was replaced on the object; "
+                "put it into a class"
+            )
         tracer = Tracer()
         try:
-            self.traced = tracer.trace(model)
+            with attributes_kept(model):
+                self.traced = tracer.trace(model, _defaults(model))
         except Exception as error:  # torch.fx raises whatever the traced code raises on a proxy
             raise ValueError(
                 f"cannot trace {type(model).__name__}: its forward pass must not branch on tensor values "
@@ -197,6 +221,8 @@ class ChannelGraph:
     @staticmethod
     def _belongs_to_one_place(module: nn.Module) -> bool:
         """Whether a second call of a module would tie what it is called on; an activation may be called anywhere."""
+        if isinstance(module, nn.PReLU) and module.num_parameters == 1:
+            return False
         return isinstance(module, nn.BatchNorm2d) or any(True for _ in module.parameters())
 
     def _walk(self) -> None:
@@ -264,6 +290,11 @@ class ChannelGraph:
             return _Value(self._new(module.out_features, "a linear layer produces it"), False, value.stride, rank=2)
         if isinstance(module, nn.Flatten) and module.start_dim == 1 and module.end_dim in (-1, value.rank - 1):
             return replace(value, rank=2)
+        if (node.target in self.closed or is_patched(module)) and not is_channel_wise(module):
+            replaced = f"{node.target!r}, whose forward pass was replaced,"
+            return self._unknown(replaced if is_patched(module) else type(module).__name__, inputs)
+        if isinstance(module, MAP_MODULES) and value.rank != 4:
+            return self._unknown(f"{node.target!r}, on what is no map,", inputs)
         if isinstance(module, nn.PReLU) and module.num_parameters > 1:
             return self._unknown(f"{node.target!r}, with a slope per channel,", inputs)
         if isinstance(module, nn.Hardtanh) and not module.min_val <= 0 <= module.max_val:
@@ -287,9 +318,13 @@ class ChannelGraph:
         if "out" in node.kwargs:
             return self._unknown(f"{what} into a given tensor", inputs)
         if node.target in ADDITIONS or node.target in PRODUCTS:
-            return self._combine(node, inputs, added=node.target in ADDITIONS)
+            return self._combine(node, inputs, values)
+        if node.target in DIVISIONS and first is not None and is_number(argument(node, 1, "other")):
+            return first
         if first is None or len(inputs) > 1:
             return self._unknown(what, inputs)
+        if node.target in MAP_CALLS and first.rank != 4:
+            return self._unknown(f"{what} on what is no map", inputs)
         if node.target is F.pad and not pads_space_with_zeros(node):
             return self._unknown("pad", inputs)
         if node.target in KEEP_ZERO_CALLS:
@@ -319,8 +354,8 @@ class ChannelGraph:
         norm = None
         if reason is None and follower is not None and follower.op == "call_module":
             module = self.modules[follower.target]
-            plain = isinstance(module, nn.BatchNorm2d) and follower.target not in self.hooked
-            norm = follower.target if plain else None
+            plain = isinstance(module, nn.BatchNorm2d) and not is_patched(module)
+            norm = follower.target if plain and follower.target not in self.hooked else None
         self.sites[name] = ConvSite(norm, stride)
         if reason is not None:
             self._freeze([value], reason)
@@ -359,10 +394,13 @@ class ChannelGraph:
         if not value.zero:
             self._freeze([value], f"{name!r} would read a masked channel that is not 0")
 
-    def _combine(self, node: fx.Node, inputs: list[_Value], added: bool) -> _Value:
+    def _combine(self, node: fx.Node, inputs: list[_Value], values: dict[fx.Node, _Value]) -> _Value:
+        added = node.target in ADDITIONS
         stride = max(value.stride for value in inputs)
-        if len(inputs) == 1:  # with a number or with itself: a sum with a number is not 0
-            return replace(inputs[0], zero=inputs[0].zero and not added)
+        if len(inputs) == 1:  # with a number or with itself: a sum with a number other than 0 is not 0
+            operands = (*node.args, *node.kwargs.values())
+            neutral = all(x in values if isinstance(x, fx.Node) else is_number(x) and x == 0 for x in operands)
+            return replace(inputs[0], zero=inputs[0].zero and (neutral or not added))
         if len(inputs) != 2:
             self._freeze(inputs, f"{node.name!r} combines {len(inputs)} maps")
             return _Value(self._new(0, f"{node.name!r} produces it"), False, stride)

@@ -1,6 +1,5 @@
 """What a network costs: multiply-accumulates, parameters, time."""
 
-import copy
 import os
 import statistics
 import time
@@ -11,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from bpl.copies import copy_of
 
 BACKENDS = ("eager", "compile", "onnxruntime")
 CLOCKS = ("wall", "processor")
@@ -34,7 +35,7 @@ def clock_of(clock: str) -> Callable[[], float]:
 
 def on_meta(model: nn.Module) -> nn.Module:
     """A copy of a network in evaluation mode that has shapes only: a pass through it computes nothing."""
-    return copy.deepcopy(model).to("meta").eval()
+    return copy_of(model).to("meta").eval()
 
 
 @torch.no_grad()
@@ -148,7 +149,7 @@ def forward_pass(model: nn.Module, image_size: int, backend: str) -> Callable[[i
     """
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}: allowed are {', '.join(BACKENDS)}")
-    network = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
+    network = copy_of(model).eval().to(memory_format=torch.channels_last)
     weight = next(network.parameters())
     channels = image_channels(network, image_size)
 

@@ -1,6 +1,5 @@
 """The small network as ONNX, and ONNX files run by onnxruntime. Nothing in them is ever executed."""
 
-import copy
 import io
 import json
 import warnings
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from bpl.atomic import write_atomic
+from bpl.copies import copy_of
 from bpl.export import FORMAT, ModelFileError, check_finished, describe_use, refuse_unfused
 from bpl.measure import image_channels
 
@@ -68,7 +68,7 @@ def onnx_bytes(model: nn.Module, image_size: int, use: dict[str, Any] | None = N
         ValueError: the network still has partners.
     """
     refuse_unfused(model)
-    network = copy.deepcopy(model).eval()
+    network = copy_of(model).eval()
     weight = next(network.parameters())
     shape = (2, image_channels(network, image_size), image_size, image_size)
     example = torch.zeros(shape, device=weight.device, dtype=weight.dtype)

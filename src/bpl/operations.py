@@ -29,6 +29,13 @@ KEEP_ZERO_CALLS = ZERO_ACTIVATION_CALLS | {
 }  # fmt: skip
 POOL_MODULES = (nn.MaxPool2d, nn.AvgPool2d)
 POOL_CALLS = {F.max_pool2d, F.avg_pool2d}
+# What takes the last two dimensions for space, and the one before them for channels.
+MAP_MODULES = (
+    nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample, nn.ZeroPad2d,
+)  # fmt: skip
+MAP_CALLS = {
+    F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.interpolate, F.pad,
+}  # fmt: skip
 # Channel by channel too, but f(0) != 0.
 LOSE_ZERO_MODULES = (nn.Sigmoid, nn.Hardsigmoid, nn.Softplus)
 LOSE_ZERO_CALLS = {torch.sigmoid, F.sigmoid, F.hardsigmoid, F.softplus, "sigmoid", "sigmoid_"}
@@ -37,6 +44,7 @@ ACTIVATION_CALLS = ZERO_ACTIVATION_CALLS | LOSE_ZERO_CALLS
 ADDITIONS = {
     operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub, "add", "add_", "sub", "sub_",
 }  # fmt: skip
+DIVISIONS = {operator.truediv, torch.div, "div"}
 PRODUCTS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
 IN_PLACE_OPERATORS = (operator.iadd, operator.isub, operator.imul)
 SHAPE_QUERIES = {"size", "dim", getattr, len}
@@ -62,6 +70,11 @@ def is_in_place(node: fx.Node, module: nn.Module | None) -> bool:
 def may_share_memory(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether an operation's result may be its first input, or a view of it; `module` is what it calls."""
     return isinstance(module, _SAME_MEMORY_MODULES) if module is not None else node.target in _SAME_MEMORY_CALLS
+
+
+def is_number(value: object) -> bool:
+    """Whether an argument is a number that is written in the code, not one that is computed."""
+    return isinstance(value, int | float)
 
 
 def holds_width(index: object, rank: int) -> bool:

@@ -30,7 +30,8 @@ def is_ordinary_conv(conv: nn.Conv2d) -> bool:
 def _is_linear_in_its_weights(conv: nn.Conv2d) -> bool:
     """Try it in both modes: outputs follow a sum of weights, a factor of each filter's own, and a shift of the bias.
 
-    The sum also has other weights where the input is zero, which must not show.
+    The sum also has other weights where the input is zero, which must not show. Nor may it that a filter, or a channel
+    of zeros, is cut out.
     """
     layer = copy.deepcopy(conv).to("cpu", torch.float64)
     generator = torch.Generator().manual_seed(0)
@@ -66,6 +67,12 @@ def _is_linear_in_its_weights(conv: nn.Conv2d) -> bool:
                 return False
             if not torch.allclose(shifted, first + factors[:, None, None], rtol=1e-9, atol=1e-9):
                 return False
+            if conv.groups == 1 and min(conv.in_channels, conv.out_channels) > 1:
+                narrow = copy.deepcopy(layer)
+                narrow.weight, narrow.bias = nn.Parameter(layer.weight[1:, 1:]), nn.Parameter(layer.bias[1:])
+                narrow.in_channels, narrow.out_channels = conv.in_channels - 1, conv.out_channels - 1
+                if not torch.allclose(narrow(x[:, 1:]), shifted[:, 1:], rtol=1e-9, atol=1e-9):
+                    return False
     except Exception:  # whatever it needs, it is not what a convolution needs
         return False
     return True
@@ -89,6 +96,23 @@ def is_ordinary_norm(norm: nn.BatchNorm2d) -> bool:
         return bool((probe(x) == 0).all())
     except Exception:  # as above
         return False
+
+
+@torch.no_grad()
+def is_channel_wise(layer: nn.Module) -> bool:
+    """Whether a layer treats each channel of a map by itself, and leaves one of zeros at zero; a trial decides."""
+    probe = copy.deepcopy(layer).to("cpu", torch.float64)
+    x = torch.randn(2, 8, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x[:, 0] = 0
+    try:
+        for mode in (True, False):
+            probe.train(mode)
+            whole = probe(x.clone())  # it may write into what it is given
+            if whole[:, 0].any() or not torch.equal(probe(x[:, ::2].clone()), whole[:, ::2]):
+                return False
+    except Exception:  # as above
+        return False
+    return True
 
 
 def is_ordinary_linear(linear: nn.Linear) -> bool:

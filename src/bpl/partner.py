@@ -1,10 +1,9 @@
 """Extension and fusion on whole networks: every k x k conv block gets a partner, and gives it back exactly."""
 
-import copy
-
 from torch import nn
 
 from bpl.channels import ChannelGraph
+from bpl.copies import copy_of
 from bpl.norm_act import take_apart
 from bpl.partner_conv import PartnerConv2d
 from bpl.partner_shapes import KINDS, SHAPES, fits
@@ -143,7 +142,7 @@ def fuse_partners(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: a layer inside a block has forward hooks, which nothing could call after fusing.
     """
-    fused = copy.deepcopy(model)
+    fused = copy_of(model)
     for name, block in partner_blocks(fused).items():
         try:
             replace_module(fused, name, block.fuse())

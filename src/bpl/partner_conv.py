@@ -173,7 +173,7 @@ class PartnerConv2d(nn.Module):
     def norms(self) -> list[nn.BatchNorm2d]:
         return [norm for branch in self.branches for norm in branch.norms]
 
-    # What the channel analysis and the exporters ask of any convolution.
+    # What the channel analysis, the exporters and a network's own forward pass ask of any convolution.
     @property
     def in_channels(self) -> int:
         return self.branches[0].conv.in_channels
@@ -189,6 +189,18 @@ class PartnerConv2d(nn.Module):
     @property
     def stride(self) -> tuple[int, ...]:
         return self.branches[0].conv.stride
+
+    @property
+    def kernel_size(self) -> tuple[int, ...]:
+        return self.branches[0].conv.kernel_size
+
+    @property
+    def padding(self) -> tuple[int, ...] | str:
+        return self.branches[0].conv.padding
+
+    @property
+    def dilation(self) -> tuple[int, ...]:
+        return self.branches[0].conv.dilation
 
     def forward(self, input: Tensor) -> Tensor:  # named as that of nn.Conv2d, which may be called by keyword
         outputs = [branch(input) for branch in self.branches]  # each (B, N, H', W')

@@ -1,11 +1,10 @@
 """Exact removal: from a masked network to a smaller ordinary one that computes the same."""
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 from bpl.channels import ChannelGraph
+from bpl.copies import copy_of
 from bpl.pruning.masks import MaskHolder, convs_of, norms_of, readers_of, removable
 
 
@@ -66,7 +65,7 @@ def slim(model: nn.Module, masks: dict[str, Tensor]) -> nn.Module:
     Raises:
         ValueError: a mask that does not fit the model.
     """
-    small = copy.deepcopy(model)
+    small = copy_of(model)
     graph = ChannelGraph(small)
     MaskHolder(small, masks, graph=graph).apply()
     for channels in graph.sets:
