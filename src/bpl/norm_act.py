@@ -11,8 +11,6 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from bpl.ordinary import is_patched
-
 
 class AfterNorm(nn.Sequential):
     """What a normalisation that held other layers leaves, in its place and under its name: these layers, in order."""
@@ -28,8 +26,6 @@ def take_apart(norm: nn.Module) -> tuple[nn.BatchNorm2d, nn.Module] | None:
         The normalisation, with the layer's own parameters and buffers, and the rest: an `nn.Identity` behind a plain
         normalisation, else an `AfterNorm` with the layer's own children. None where this is not what the layer does.
     """
-    if is_patched(norm):
-        return None
     if type(norm) is nn.BatchNorm2d:
         return norm, nn.Identity().train(norm.training)
     if not isinstance(norm, nn.BatchNorm2d):

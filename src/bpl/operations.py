@@ -19,22 +19,14 @@ ZERO_ACTIVATION_CALLS = {
     F.relu, torch.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish, F.hardswish, torch.tanh,
     F.relu_, F.leaky_relu_, F.elu_, "relu", "relu_", "tanh",
 }  # fmt: skip
-KEEP_ZERO_MODULES = (
-    *ZERO_ACTIVATION_MODULES, nn.Identity, nn.Dropout, nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool2d, nn.Upsample, nn.ZeroPad2d,
-)  # fmt: skip
-KEEP_ZERO_CALLS = ZERO_ACTIVATION_CALLS | {
-    F.dropout, F.dropout2d, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.interpolate,
-    F.pad, stochastic_depth, "contiguous", "clone", "float", "to",
-}  # fmt: skip
 POOL_MODULES = (nn.MaxPool2d, nn.AvgPool2d)
 POOL_CALLS = {F.max_pool2d, F.avg_pool2d}
-# What takes the last two dimensions for space, and the one before them for channels.
-MAP_MODULES = (
-    nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample, nn.ZeroPad2d,
-)  # fmt: skip
-MAP_CALLS = {
-    F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.interpolate, F.pad,
+# What takes the last two dimensions for space, and the one before them for channels; zero stays zero there too.
+MAP_MODULES = (*POOL_MODULES, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample, nn.ZeroPad2d)
+MAP_CALLS = POOL_CALLS | {F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.interpolate, F.pad}
+KEEP_ZERO_MODULES = (*ZERO_ACTIVATION_MODULES, *MAP_MODULES, nn.Identity, nn.Dropout, nn.Dropout2d)
+KEEP_ZERO_CALLS = ZERO_ACTIVATION_CALLS | MAP_CALLS | {
+    F.dropout, F.dropout2d, stochastic_depth, "contiguous", "clone", "float", "to",
 }  # fmt: skip
 # Channel by channel too, but f(0) != 0.
 LOSE_ZERO_MODULES = (nn.Sigmoid, nn.Hardsigmoid, nn.Softplus)
