@@ -404,18 +404,80 @@ class WithAuxiliaryHead(WithA):
         return (out, self.aux(x)) if self.training else out
 
 
-def test_a_mask_of_a_convolution_that_this_mode_does_not_use_says_what_to_do():
-    model = randomise_statistics(WithAuxiliaryHead().double())
+@pytest.mark.parametrize("with_partners", [True, False])
+def test_a_head_that_only_training_has_is_masked_and_slimmed_in_either_mode(with_partners):
+    model = WithAuxiliaryHead().eval()
+    model = randomise_statistics((bpl.grow_partners(model) if with_partners else model).double())
     masks = bpl.prune_masks(model, 0.5)
-    model.eval()
-    expected = (
-        "'aux.0.0' is not used in evaluation mode, .*: mask and slim it after model.train\\(\\), or choose the masks"
-    )
-    for function in (bpl.slim, bpl.apply_masks):
-        with pytest.raises(ValueError, match=expected):
-            function(model, masks)
-    assert_exact(model.train(), images(size=SIZE), masks)
-    assert_exact(model.eval(), images(size=SIZE), bpl.prune_masks(model, 0.5))
+    assert {"stem.0", "aux.0.0"} <= masks.keys() and bpl.prune_masks(model.train(), 0.5).keys() == masks.keys()
+    small = [bpl.slim(model.train(mode), masks).eval() for mode in (True, False)]
+    assert same_state(small[0].state_dict(), small[1].state_dict())
+    x = images(size=SIZE)
+    assert_exact(model, x, masks)
+    bpl.apply_masks(model, masks)
+    with torch.no_grad():
+        for wide, narrow in zip(model.train()(x), small[0].train()(x), strict=True):  # logits, and the head's
+            torch.testing.assert_close(narrow, wide, rtol=1e-10, atol=1e-10)
+
+
+class WithAnotherPathInTraining(WithA):
+    """A layer that training reads through something whose zeros do not survive, and evaluation does not."""
+
+    def __init__(self):
+        super().__init__()
+        self.also = conv(WIDTH, WIDTH)
+
+    def forward(self, x):
+        x = self.a(self.stem(x))
+        x = x + self.also(torch.sigmoid(x)) if self.training else x
+        return self.fc(self.last(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_channel_goes_only_where_it_may_in_both_modes(training):
+    model = randomise_statistics(WithAnotherPathInTraining().double()).train(training)
+    graph = ChannelGraph(model)
+    assert "sigmoid" not in str(graph.traced) or training
+    assert "would read a masked channel that is not 0" in graph.of_conv["a.0"].frozen
+    masks = bpl.prune_masks(model, 0.5, scope="all")
+    assert masks.keys() == {"stem.0"} | masks.keys() and "a.0" not in masks
+    assert_exact(model, images(size=SIZE), masks)
+
+
+class Forgotten(WithA):
+    def __init__(self):
+        super().__init__()
+        self.unused = conv(WIDTH, WIDTH)
+
+
+def test_a_mask_of_a_convolution_that_nothing_uses_is_refused():
+    with pytest.raises(ValueError, match="'unused' cannot be masked: the forward pass, .*, does not use it"):
+        bpl.slim(Forgotten(), {"unused": torch.arange(WIDTH) > 1})
+
+
+class DropsPaths(WithA):
+    """Stochastic depth as many write it: a module of their own, with a random factor for each image."""
+
+    class DropPath(nn.Module):
+        def forward(self, x):
+            if not self.training:
+                return x
+            return x * x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(0.5).div_(0.5)
+
+    def __init__(self):
+        super().__init__()
+        self.drop = self.DropPath()
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.fc(self.last(x + self.drop(self.a(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_stochastic_depth_of_ones_own_fixes_no_channel(training):
+    model = randomise_statistics(DropsPaths().double()).train(training)
+    assert {"stem.0", "a.0"} <= bpl.prune_masks(model, 0.5, scope="all").keys()
+    assert_exact(model, images(size=SIZE), bpl.prune_masks(model, 0.5, scope="all"))
 
 
 # -- what slim returns ----------------------------------------------------------------------------------------------
@@ -726,10 +788,29 @@ def test_a_bad_option_is_named_with_what_is_allowed(options, message):
         bpl.prune_masks(Net(), **{"ratio": 0.5} | options)
 
 
-def test_nothing_to_prune_is_an_error():
-    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
-    with pytest.raises(ValueError, match="nothing to prune in Sequential"):
-        bpl.prune_masks(model, 0.5)
+class AllTied(WithA):
+    """Every map is added to another, or goes through a sigmoid before it is read."""
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.fc(torch.sigmoid(self.last(x + self.a(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), "its forward pass uses no convolution$"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3)), "1 of its 1 convolutions keep all filters, because it is the netw"),
+        (
+            AllTied,
+            r"^nothing to prune in AllTied with scope 'inner': 2 of its 3 convolutions are tied by additions "
+            r"\(scope 'all' prunes them too\); 1 of its 3 convolutions keep all filters, because 'fc' would read a",
+        ),
+    ],
+)
+def test_nothing_to_prune_is_an_error_that_says_why(model, message):
+    with pytest.raises(ValueError, match=message):
+        bpl.prune_masks(model(), 0.5)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torchvision.ops import stochastic_depth
 
+from bpl.ordinary import is_identity_in_evaluation
+
 # Functions f with f(0) = 0, channel by channel: a masked channel stays zero through them.
 ZERO_ACTIVATION_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish,
@@ -61,7 +63,9 @@ def is_in_place(node: fx.Node, module: nn.Module | None) -> bool:
 
 def may_share_memory(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether an operation's result may be its first input, or a view of it; `module` is what it calls."""
-    return isinstance(module, _SAME_MEMORY_MODULES) if module is not None else node.target in _SAME_MEMORY_CALLS
+    if module is None:
+        return node.target in _SAME_MEMORY_CALLS
+    return isinstance(module, _SAME_MEMORY_MODULES) or is_identity_in_evaluation(module)
 
 
 def is_number(value: object) -> bool:

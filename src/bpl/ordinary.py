@@ -102,17 +102,45 @@ def is_ordinary_norm(norm: nn.BatchNorm2d) -> bool:
 def is_channel_wise(layer: nn.Module) -> bool:
     """Whether a layer treats each channel of a map by itself, and leaves one of zeros at zero; a trial decides."""
     probe = copy.deepcopy(layer).to("cpu", torch.float64)
-    x = torch.randn(2, 8, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    x[:, 0] = 0
+    x = _map_with_a_channel_of_zeros()
+
+    def output(x: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(0)  # whatever it draws
+        return probe.forward(x.clone())  # not probe(): torch.fx records that. It may write into what it is given
+
     try:
-        for mode in (True, False):
-            probe.train(mode)
-            whole = probe(x.clone())  # it may write into what it is given
-            if whole[:, 0].any() or not torch.equal(probe(x[:, ::2].clone()), whole[:, ::2]):
-                return False
+        with torch.random.fork_rng(devices=[]):
+            for mode in (True, False):
+                probe.train(mode)
+                whole = output(x)
+                if whole[:, 0].any() or not torch.equal(output(x[:, ::2]), whole[:, ::2]):
+                    return False
     except Exception:  # as above
         return False
     return True
+
+
+@torch.no_grad()
+def is_identity_in_evaluation(layer: nn.Module) -> bool:
+    """Whether a layer of no class of PyTorch's gives its input back in evaluation, and is channel-wise in training.
+
+    Stochastic depth is such a layer, under many names: it draws a factor for each image. A trial decides.
+    """
+    special = layer._parameters or layer._buffers or layer._modules or layer._forward_hooks or layer._forward_pre_hooks
+    if special or type(layer).__module__.startswith("torch.nn.") or is_patched(layer):
+        return False
+    x = _map_with_a_channel_of_zeros()
+    try:
+        same = torch.equal(copy.deepcopy(layer).eval().forward(x.clone()), x)
+    except Exception:  # as above
+        return False
+    return same and is_channel_wise(layer)
+
+
+def _map_with_a_channel_of_zeros() -> torch.Tensor:
+    x = torch.randn(2, 8, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x[:, 0] = 0
+    return x
 
 
 def is_ordinary_linear(linear: nn.Linear) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import fx, nn
 
 from bpl.operations import IN_PLACE_OPERATORS
+from bpl.ordinary import is_identity_in_evaluation
 from bpl.partner_conv import PartnerConv2d
 
 
@@ -20,6 +21,8 @@ class _Proxy(fx.Proxy):
 
 class Tracer(fx.Tracer):
     """Leaves convolutions, normalisations, linear layers (and their subclasses) and partner blocks whole.
+
+    So is stochastic depth: what it draws is no function of its input that a trace could follow.
 
     A part whose own forward pass cannot be traced (the head of timm's VGG branches on the size of its input) is left
     whole too: nothing is known of what it does, so the channels that it reads stay, and all others may go.
@@ -48,7 +51,9 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         whole = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, PartnerConv2d)
-        return isinstance(module, whole) or super().is_leaf_module(module, qualified_name)
+        if isinstance(module, whole) or super().is_leaf_module(module, qualified_name):
+            return True
+        return is_identity_in_evaluation(module)
 
 
 def in_one_line(error: Exception) -> str:

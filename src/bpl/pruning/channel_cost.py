@@ -102,10 +102,10 @@ def _terms(graph: ChannelGraph, sets: Sequence[Channels], pixels: dict[str, int]
 
 
 def _pixels(graph: ChannelGraph, image_size: int) -> dict[str, int]:
-    """Conv name -> number of pixels of its output map, from a pass on the meta device."""
+    """Conv name -> number of pixels of its output map, from a pass in evaluation mode on the meta device."""
     shapes = on_meta(graph.model)
     channels = image_channels(shapes, image_size)
-    pixels: dict[str, int] = {}
+    pixels = dict.fromkeys(graph.sites, 0)  # those that only training uses cost nothing
     for name in graph.sites:
         shapes.get_submodule(name).register_forward_hook(
             lambda _module, _inputs, output, name=name: pixels.__setitem__(name, output.shape[2:].numel())

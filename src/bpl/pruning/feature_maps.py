@@ -71,7 +71,7 @@ def mean_over_images(
         Conv name -> one tensor for each statistic, on the CPU.
 
     Raises:
-        ValueError: there is no image.
+        ValueError: there is no image, or the network does not use one of the convolutions in the mode that it is in.
     """
     names, modules = set(convs), dict(graph.model.named_modules())
     watched = {
@@ -79,6 +79,9 @@ def mean_over_images(
         for node in graph.traced.nodes
         if node.op == "call_module" and node.target in names
     }
+    for name in names.difference(watched.values()):
+        mode = "training" if graph.model.training else "evaluation"
+        raise ValueError(f"convolution {name!r} is not used in {mode} mode: there are no feature maps of it")
     sums: dict[str, list[Tensor]] = {}
 
     def look(node: fx.Node, maps: Any) -> None:

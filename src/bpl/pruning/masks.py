@@ -4,6 +4,7 @@ Mask keys are the convolutions' names in the plain network; they stay the same a
 them. A mask is a bool tensor with one entry per filter, True = kept.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 import torch
@@ -195,16 +196,28 @@ def choose_masks(
         raise ValueError(f"round_to is {round_to!r}: it must be a whole number of at least 1")
     sets = prunable_sets(graph, scope)
     if not sets:
-        raise ValueError(
-            f"nothing to prune in {type(graph.model).__name__} with scope {scope!r}: every channel is tied or fixed"
-            + graph.what_is_closed()
-        )
+        raise ValueError(_nothing_to_prune(graph, scope))
     masks: dict[str, Tensor] = {}
     for channels in sets:
         uniform = kept_filters(channels.size, ratio, round_to)
         mask = choose(channels, uniform if widths is None else _given_width(channels, widths))
         masks |= {name: mask.clone() for name in channels.convs}
     return {name: masks[name] for name in graph.sites if name in masks}
+
+
+def _nothing_to_prune(graph: ChannelGraph, scope: str) -> str:
+    """What to say where no channel set may lose channels: how many convolutions are out of reach, and why."""
+    whole = len(graph.of_conv)
+    tied = sum(len(channels.convs) for channels in prunable_sets(graph, "all"))  # those that scope inner leaves out
+    reasons = Counter(s.frozen for s in graph.sets if s.frozen is not None for _ in s.convs)
+    parts = [f"{tied} of its {whole} convolutions are tied by additions (scope 'all' prunes them too)"] if tied else []
+    if reasons:
+        often = " most often" if len(reasons) > 1 else ""
+        why, _ = reasons.most_common(1)[0]
+        parts.append(f"{reasons.total()} of its {whole} convolutions keep all filters,{often} because {why}")
+    return f"nothing to prune in {type(graph.model).__name__} with scope {scope!r}: " + (
+        "; ".join(parts or ["its forward pass uses no convolution"]) + graph.what_is_closed()
+    )
 
 
 def _given_width(channels: Channels, widths: Mapping[str, int]) -> int:
@@ -219,14 +232,10 @@ def _given_width(channels: Channels, widths: Mapping[str, int]) -> int:
 def check_masks(graph: ChannelGraph, masks: dict[str, Tensor]) -> None:
     """Raise a ValueError for a mask of an unknown conv, of the wrong size or type, or that keeps nothing."""
     for name, mask in masks.items():
-        unused = name not in graph.calls and isinstance(graph.modules.get(name), nn.Conv2d | PartnerConv2d)
-        if name not in graph.of_conv and unused:
-            mode, other, change = "evaluation", "training", "train"
-            if graph.model.training:
-                mode, other, change = "training", "evaluation", "eval"
+        if name not in graph.of_conv and isinstance(graph.modules.get(name), nn.Conv2d | PartnerConv2d):
             raise ValueError(
-                f"convolution {name!r} is not used in {mode} mode, which the network is in: "
-                f"mask and slim it after model.{change}(), or choose the masks in {mode} mode, not in {other} mode"
+                f"convolution {name!r} cannot be masked: the forward pass, as far as it was traced, does "
+                "not use it" + graph.what_is_closed()
             )
         if name not in graph.of_conv:
             raise ValueError(f"no convolution is called {name!r}: the model's are {', '.join(graph.of_conv)}")
