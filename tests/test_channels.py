@@ -130,6 +130,30 @@ def test_a_forward_pass_on_the_object_itself_is_refused():
         bpl.grow_partners(model)
 
 
+@pytest.mark.parametrize(
+    ("wrapped", "error", "message"),
+    [
+        (nn.DataParallel, ValueError, "this DataParallel: give it the network inside, model.module"),
+        (torch.compile, ValueError, "this OptimizedModule: give it the network that was compiled"),
+        (torch.jit.script, ValueError, "this RecursiveScriptModule: give it the network that was scripted"),
+        (lambda _: "resnet18", TypeError, "the model is 'resnet18', a str: it must be a torch.nn.Module"),
+    ],
+    ids=["DataParallel", "compiled", "scripted", "no network"],
+)
+def test_a_wrapper_is_refused_with_where_the_network_is(wrapped, error, message):
+    model = wrapped(bpl.build_model("resnet18", 5, 32, width=8))
+    for function in (bpl.grow_partners, lambda model: bpl.prune_masks(model, 0.5), lambda model: bpl.slim(model, {})):
+        with pytest.raises(error, match=message):
+            function(model)
+
+
+def test_a_refusal_of_synchronised_normalisations_says_when_to_make_them():
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(Net())
+    for function in (bpl.grow_partners, lambda model: bpl.prune_masks(model, 0.5)):
+        with pytest.raises(ValueError, match="; convert its BatchNorm2d to SyncBatchNorm afterwards, not before$"):
+            function(model)
+
+
 def test_inner_of_the_known_networks_is_what_the_design_says():
     resnet50 = prunable(bpl.build_model("resnet50", 5, 256, width=8), "inner")
     assert "conv1" in resnet50 and "layer1.0.conv1" in resnet50 and "layer4.2.conv2" in resnet50

@@ -100,3 +100,8 @@ def test_a_network_that_takes_colour_images_is_given_them_whatever_its_first_con
     rearranged = nn.Sequential(nn.PixelUnshuffle(2), *block(12))
     assert image_channels(rearranged, 8) == 3 and image_channels(nn.Sequential(*block(12)), 8) == 12
     assert image_channels(Net(), 8) == image_channels(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), 8) == 3
+
+
+def test_an_image_without_pixels_is_refused():
+    with pytest.raises(ValueError, match="image_size is -3: it must be at least 1 pixel"):
+        bpl.count_macs(bpl.build_model("resnet18", 5, 32, width=8), -3)

@@ -13,11 +13,12 @@ reader would see a constant, so these channels are marked frozen, with the reaso
 import inspect
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from bpl.channel_sets import Channels, ChannelSets
 from bpl.channel_walk import ConvSite, Walk
-from bpl.copies import attributes_kept
+from bpl.copies import attributes_kept, check_is_network
 from bpl.ordinary import is_patched
 from bpl.tracing import Tracer, in_one_line
 
@@ -41,6 +42,23 @@ def _trace(model: nn.Module, training: bool) -> tuple[fx.Graph, dict[str, str]]:
         if model.training != training:
             model.train(training)
         return tracer.trace(model, _defaults(model)), tracer.closed
+
+
+def _refuse_what_is_no_network(model: nn.Module) -> None:
+    """Raise an error for what a network is wrapped in or was turned into, and say where the network itself is."""
+    check_is_network(model)
+    wrapped = f"cannot look into this {type(model).__name__}: "
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise ValueError(wrapped + "give it the network inside, model.module, and wrap the result again")
+    if hasattr(model, "_orig_mod"):  # of torch.compile
+        raise ValueError(wrapped + "give it the network that was compiled, and compile the result")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError(wrapped + "give it the network that was scripted or traced")
+    if is_patched(model):  # torch.fx would trace the forward pass of its class
+        raise ValueError(
+            f"cannot trace this {type(model).__name__}: its forward pass was replaced on the object; "
+            "put it into a class"
+        )
 
 
 class ChannelGraph:
@@ -68,16 +86,14 @@ class ChannelGraph:
         hooked: names of the layers with forward hooks, which may do anything: they are left as they are.
 
     Raises:
-        ValueError: the network cannot be traced (its forward branches on data, or was replaced on the object).
+        TypeError: not a network.
+        ValueError: the network cannot be traced (its forward branches on data, or was replaced on the object), or it is
+            inside a wrapper.
     """
 
     def __init__(self, model: nn.Module):
+        _refuse_what_is_no_network(model)
         self.model = model
-        if is_patched(model):  # torch.fx would trace the forward pass of its class
-            raise ValueError(
-                f"cannot trace this {type(model).__name__}: its forward pass was replaced on the object; "
-                "put it into a class"
-            )
         traces: dict[bool, tuple[fx.Graph, dict[str, str]]] = {}
         for training in (False, True):  # in this order whatever the mode, so that it makes no difference
             try:
@@ -110,4 +126,6 @@ class ChannelGraph:
         """The end of an error message that says which parts could not be looked into; empty where there are none."""
         parts = [f"{name!r} cannot be traced ({why})" for name, why in self.closed.items()]
         parts += [f"{name!r} has forward hooks" for name in self.hooked]
+        if any(isinstance(module, nn.SyncBatchNorm) for module in self.modules.values()):
+            parts.append("convert its BatchNorm2d to SyncBatchNorm afterwards, not before")
         return "; " + ", ".join(parts) if parts else ""

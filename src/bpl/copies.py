@@ -7,6 +7,14 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from bpl.shown import shown
+
+
+def check_is_network(model: object) -> None:
+    """Raise a TypeError for what is no `nn.Module`."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model is {shown(model)}, a {type(model).__name__}: it must be a torch.nn.Module")
+
 
 def copy_of(model: nn.Module) -> nn.Module:
     """A deep copy of a network.
@@ -19,7 +27,11 @@ def copy_of(model: nn.Module) -> nn.Module:
 
     Returns:
         The copy.
+
+    Raises:
+        TypeError: not a network.
     """
+    check_is_network(model)
     kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)]
     return copy.deepcopy(model, {id(value): value.detach().clone() for value in kept if not value.is_leaf})
 

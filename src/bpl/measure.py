@@ -46,7 +46,12 @@ def pass_shapes(shapes: nn.Module, channels: int, image_size: int) -> None:
         shapes: the network.
         channels: of the image.
         image_size: its height and width in pixels.
+
+    Raises:
+        ValueError: a size below 1.
     """
+    if image_size < 1:
+        raise ValueError(f"image_size is {image_size}: it must be at least 1 pixel")
     shapes(torch.empty(1, channels, image_size, image_size, device="meta", dtype=next(shapes.parameters()).dtype))
 
 
@@ -81,6 +86,9 @@ def count_macs(model: nn.Module, image_size: int) -> int:
     Returns:
         MACs (half of what `torch.utils.flop_counter` counts as FLOPs). Batch normalisation, activations and biases are
         not counted. Nothing is computed: the count runs on the meta device.
+
+    Raises:
+        ValueError: a size below 1.
     """
     return macs_of_modules(model, image_size)[""]
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bpl.channels import ChannelGraph, Channels
 from bpl.partner_conv import PartnerConv2d, fold_norm
 from bpl.pruning.criteria import CRITERIA, Filters
+from bpl.shown import shown
 
 SCOPES = ("inner", "all")
 
@@ -231,6 +232,10 @@ def _given_width(channels: Channels, widths: Mapping[str, int]) -> int:
 
 def check_masks(graph: ChannelGraph, masks: dict[str, Tensor]) -> None:
     """Raise a ValueError for a mask of an unknown conv, of the wrong size or type, or that keeps nothing."""
+    if not isinstance(masks, Mapping):
+        raise ValueError(
+            f"the masks are {shown(masks)}: they must be what prune_masks gives, one mask for a conv's name"
+        )
     for name, mask in masks.items():
         if name not in graph.of_conv and isinstance(graph.modules.get(name), nn.Conv2d | PartnerConv2d):
             raise ValueError(
