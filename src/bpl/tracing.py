@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import fx, nn
 
-from bpl.operations import IN_PLACE_OPERATORS
+from bpl.operations import HARMLESS_ATTRIBUTES, IN_PLACE_OPERATORS, SHAPE_QUERIES
 from bpl.ordinary import is_identity_in_evaluation
 from bpl.partner_conv import PartnerConv2d
 
@@ -19,6 +20,16 @@ class _Proxy(fx.Proxy):
     __iadd__, __isub__, __imul__ = map(_recorded, IN_PLACE_OPERATORS)
 
 
+class _TensorProxy(_Proxy):
+    """Stands for a tensor, and says so where a forward pass asks with ``isinstance``: it goes the way that it will."""
+
+    _is_param = _is_buffer = False  # asked for by isinstance(x, nn.Parameter) and isinstance(x, nn.Buffer)
+
+    @property
+    def __class__(self) -> type:
+        return torch.Tensor
+
+
 class Tracer(fx.Tracer):
     """Leaves convolutions, normalisations, linear layers (and their subclasses) and partner blocks whole.
 
@@ -31,9 +42,18 @@ class Tracer(fx.Tracer):
     def __init__(self):
         super().__init__()
         self.closed: dict[str, str] = {}  # name of such a part -> why it cannot be traced
+        self._numbers: set[fx.Node] = set()  # what is no tensor: shapes, and what is computed from them
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
+        asked = node.target in SHAPE_QUERIES and (node.target is not getattr or node.args[1] in HARMLESS_ATTRIBUTES)
+        inputs = node.all_input_nodes
+        if asked or (inputs and self._numbers.issuperset(inputs)):
+            self._numbers.add(node)
+            return _Proxy(node, self)
+        return _TensorProxy(node, self)
+
+    def create_arg(self, a: object) -> object:
+        return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)  # before it is asked whether a is a tensor
 
     def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> object:
         nodes, depth = len(self.graph.nodes), len(self.module_stack)
