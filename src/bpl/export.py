@@ -13,7 +13,7 @@ from torch import nn
 
 from bpl.atomic import write_together
 from bpl.models import build_model
-from bpl.norm_act import AfterNorm, take_apart
+from bpl.norm_act import take_apart
 from bpl.partner import partner_blocks, replace_module
 from bpl.pruning.zeros import masks_of_zeros
 from bpl.residual_blocks import Shortcut, remove_blocks
@@ -92,8 +92,6 @@ def describe_widths(model: nn.Module) -> dict[str, dict[str, Any]]:
             widths[name] = {"kind": "linear", "inputs": module.in_features, "outputs": module.out_features}
         elif isinstance(module, nn.Identity):
             widths[name] = {"kind": "identity"}
-        elif isinstance(module, AfterNorm):
-            widths[name] = {"kind": "after-norm"}
         elif isinstance(module, Shortcut):
             widths[name] = {"kind": "removed"}
     return widths
@@ -296,6 +294,9 @@ def resize(model: nn.Module, widths: dict[str, dict[str, Any]], source: Path) ->
     """
     _remove_blocks(model, widths, source)
     modules = dict(model.named_modules())
+    for name, module in modules.items():
+        if name not in widths and isinstance(module, nn.BatchNorm2d) and (parts := take_apart(module)) is not None:
+            replace_module(model, name, parts[1])  # it was fused, and has left the activation that it held
     for name, wanted in widths.items():
         module = modules.get(name)
         if module is None or not isinstance(wanted, dict):
@@ -305,8 +306,6 @@ def resize(model: nn.Module, widths: dict[str, dict[str, Any]], source: Path) ->
             continue
         elif kind == "identity" and isinstance(module, nn.BatchNorm2d | nn.Identity):
             replace_module(model, name, nn.Identity())
-        elif kind == "after-norm" and (parts := take_apart(module)) is not None:
-            replace_module(model, name, parts[1])
         elif kind == "conv" and isinstance(module, nn.Conv2d):
             inputs = _width(source, name, wanted, "inputs", module.in_channels)
             outputs = _width(source, name, wanted, "outputs", module.out_channels)

@@ -12,10 +12,6 @@ import torch
 from torch import Tensor, nn
 
 
-class AfterNorm(nn.Sequential):
-    """What a normalisation that held other layers leaves, in its place and under its name: these layers, in order."""
-
-
 def take_apart(norm: nn.Module) -> tuple[nn.BatchNorm2d, nn.Module] | None:
     """Split a layer into a plain batch normalisation and what it does after it.
 
@@ -24,7 +20,8 @@ def take_apart(norm: nn.Module) -> tuple[nn.BatchNorm2d, nn.Module] | None:
 
     Returns:
         The normalisation, with the layer's own parameters and buffers, and the rest: an `nn.Identity` behind a plain
-        normalisation, else an `AfterNorm` with the layer's own children. None where this is not what the layer does.
+        normalisation, else an `nn.Sequential` of the layer's own children, in order. None where this is not what the
+        layer does.
     """
     if type(norm) is nn.BatchNorm2d:
         return norm, nn.Identity().train(norm.training)
@@ -34,7 +31,7 @@ def take_apart(norm: nn.Module) -> tuple[nn.BatchNorm2d, nn.Module] | None:
     if norm._parameters.keys() != plain._parameters.keys() or norm._buffers.keys() != plain._buffers.keys():
         return None
     plain._parameters, plain._buffers = norm._parameters.copy(), norm._buffers.copy()
-    rest = AfterNorm(OrderedDict(norm.named_children())).train(norm.training)
+    rest = nn.Sequential(OrderedDict(norm.named_children())).train(norm.training)
     for made in (plain, rest):
         made.training = norm.training
     return (plain, rest) if _same(norm, nn.Sequential(plain, rest)) else None
