@@ -289,6 +289,23 @@ class ZeroFromHardtanh(NoZeroFromHardtanh):
         self.act = nn.Hardtanh(-1.0, 0.0)
 
 
+class ClipsAboveZero(WithA):
+    def middle(self, x):
+        return self.a(x.clamp(min=0.1))
+
+
+class ClipsToAMap(WithA):
+    def middle(self, x):
+        return self.a(torch.clamp(x, x.mean(), x.amax()))
+
+
+class ClipsAtZero(WithA):
+    untouched = ("stem.0", "a.0", "last.0")
+
+    def middle(self, x):
+        return self.a(nn.functional.hardtanh(torch.clip(x, None, 6).clamp_(0, max=5.0)))
+
+
 class BehindAnAttribute(WithA):
     def middle(self, x):
         return self.a(x.data)

@@ -15,6 +15,7 @@ from torch import fx, nn
 from bpl.channel_sets import Channels, ChannelSets
 from bpl.operations import (
     ADDITIONS,
+    CLIP_CALLS,
     DIVISIONS,
     HARMLESS_ATTRIBUTES,
     KEEP_ZERO_CALLS,
@@ -29,6 +30,7 @@ from bpl.operations import (
     SHAPE_QUERIES,
     along_height,
     argument,
+    clips_to_zero,
     holds_width,
     is_in_place,
     is_number,
@@ -234,8 +236,8 @@ class Walk:
             return self._unknown("pad", inputs)
         if node.target in KEEP_ZERO_CALLS:
             return replace(first, stride=first.stride * (pool_step(node) if node.target in POOL_CALLS else 1))
-        if node.target in LOSE_ZERO_CALLS:
-            return replace(first, zero=False)
+        if node.target in LOSE_ZERO_CALLS or node.target in CLIP_CALLS:
+            return replace(first, zero=first.zero and node.target in CLIP_CALLS and clips_to_zero(node))
         rank = rank_after(node, first.rank)
         return self._unknown(what, inputs) if rank is None else replace(first, rank=rank)
 

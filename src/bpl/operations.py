@@ -14,12 +14,13 @@ from bpl.ordinary import is_identity_in_evaluation
 
 # Functions f with f(0) = 0, channel by channel: a masked channel stays zero through them.
 ZERO_ACTIVATION_MODULES = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish,
-    nn.Hardtanh, nn.Tanh,
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
+    nn.Hardswish, nn.Hardtanh, nn.Hardshrink, nn.Softshrink, nn.Softsign, nn.Tanh, nn.Tanhshrink,
 )  # fmt: skip
 ZERO_ACTIVATION_CALLS = {
-    F.relu, torch.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish, F.hardswish, torch.tanh,
-    F.relu_, F.leaky_relu_, F.elu_, "relu", "relu_", "tanh",
+    F.relu, torch.relu, F.relu6, F.leaky_relu, F.rrelu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish, F.hardswish,
+    F.hardshrink, F.softshrink, F.softsign, torch.tanh, F.tanhshrink,
+    F.relu_, F.leaky_relu_, F.elu_, F.selu_, "relu", "relu_", "tanh",
 }  # fmt: skip
 POOL_MODULES = (nn.MaxPool2d, nn.AvgPool2d)
 POOL_CALLS = {F.max_pool2d, F.avg_pool2d}
@@ -33,8 +34,9 @@ KEEP_ZERO_CALLS = ZERO_ACTIVATION_CALLS | MAP_CALLS | {
 # Channel by channel too, but f(0) != 0.
 LOSE_ZERO_MODULES = (nn.Sigmoid, nn.Hardsigmoid, nn.Softplus)
 LOSE_ZERO_CALLS = {torch.sigmoid, F.sigmoid, F.hardsigmoid, F.softplus, "sigmoid", "sigmoid_"}
+CLIP_CALLS = {F.hardtanh, torch.clamp, torch.clip, "clamp", "clamp_", "clip", "clip_"}  # 0 where that is in the range
 ACTIVATION_MODULES = (*ZERO_ACTIVATION_MODULES, *LOSE_ZERO_MODULES)
-ACTIVATION_CALLS = ZERO_ACTIVATION_CALLS | LOSE_ZERO_CALLS
+ACTIVATION_CALLS = ZERO_ACTIVATION_CALLS | LOSE_ZERO_CALLS | CLIP_CALLS
 ADDITIONS = {
     operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub, "add", "add_", "sub", "sub_",
 }  # fmt: skip
@@ -97,6 +99,14 @@ def pool_step(node: fx.Node) -> int:
     step = argument(node, 2, "stride") or argument(node, 1, "kernel_size", 1)
     step = step[0] if isinstance(step, tuple | list) and step else step
     return step if isinstance(step, int) else 1
+
+
+def clips_to_zero(node: fx.Node) -> bool:
+    """Whether a call of `CLIP_CALLS` leaves 0 at 0: both of its bounds are numbers, or one is left out."""
+    usual = (-1.0, 1.0) if node.target is F.hardtanh else (None, None)
+    names = ("min_val", "max_val") if node.target is F.hardtanh else ("min", "max")
+    low, high = (argument(node, 1 + place, names[place], usual[place]) for place in (0, 1))
+    return (low is None or is_number(low) and low <= 0) and (high is None or is_number(high) and high >= 0)
 
 
 def pads_space_with_zeros(node: fx.Node) -> bool:
