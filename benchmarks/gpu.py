@@ -20,6 +20,7 @@ import bpl
 from bpl.chips import known_peak, measured_peak
 from bpl.data import ImageSet, Split
 from bpl.measure import OtherWork, count_macs, in_turns, quartiles
+from bpl.report.gpu import of_peak
 from bpl.train import train
 
 EPOCHS = 4  # of a phase; the first warms up, and compiles
@@ -134,10 +135,10 @@ def as_text(measured: dict[str, Any]) -> str:
     ]
     for phase, values in phases.items():
         speed = values["images_per_second"]
-        rate = 6 * values["macs"] * speed  # FLOP/s
+        share = of_peak(measured, phase)
         lines.append(
-            f"  {phase:20} {speed:9.1f} images/s {rate / 1e12:9.3f} TFLOP/s {100 * rate / peak['flops']:5.1f} % of the "
-            f"peak, {speed / phases['dense']['images_per_second']:5.2f} of dense, {speed / released:6.2f} of the "
+            f"  {phase:20} {speed:9.1f} images/s {share * peak['flops'] / 1e12:9.3f} TFLOP/s {100 * share:5.1f} % of "
+            f"the peak, {speed / phases['dense']['images_per_second']:5.2f} of dense, {speed / released:6.2f} of the "
             f"released style; first epoch {values['first_epoch_longer']:.1f} s longer"
         )
     lines.append(f"  {'released style':20} {released:9.1f} images/s")

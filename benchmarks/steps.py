@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from bpl.chips import wait_for
 from bpl.compiled import Compiled
 from bpl.data import augment, normalise
 from bpl.diversity import diversity_loss
-from bpl.hardware import machine
+from bpl.hardware import machine, use_threads
 from bpl.measure import OtherWork, clock_of
 from bpl.partner import partner_blocks
 from bpl.pruning import MaskHolder
@@ -176,16 +175,13 @@ def device_here() -> tuple[torch.device, str]:
     return CPU, "CPU"
 
 
-def threads(text: str) -> int:
-    """The value of ``--threads``: torch starts as many as it is told, and a machine ends before they do.
-
-    Raises:
-        argparse.ArgumentTypeError: no whole number from 1 to the cores of this machine.
-    """
-    cores = os.cpu_count() or 1
-    if not text.isdecimal() or not 1 <= int(text) <= cores:
-        raise argparse.ArgumentTypeError(f"it is {text!r}: it must be 1 to {cores}, the cores of this machine")
-    return int(text)
+def set_threads(parser: argparse.ArgumentParser, threads: int | None) -> None:
+    """Compute with the ``--threads`` that were asked for, if any; it ends where the machine has not as many."""
+    try:
+        if threads is not None:
+            use_threads(threads)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def gpu_options(description: str, rounds: int) -> argparse.ArgumentParser:

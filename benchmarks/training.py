@@ -19,8 +19,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import torch
-from steps import ReleasedStep, Step, as_file, in_words, make_grown, measured_here, threads
+from steps import ReleasedStep, Step, as_file, in_words, make_grown, measured_here, set_threads
 
 import bpl
 from bpl.measure import CLOCKS, OtherWork, count_macs, in_turns, quartiles
@@ -104,12 +103,11 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=threads, help="threads of an operation; as many as cores where not given")
+    parser.add_argument("--threads", type=int, help="threads of an operation; as many as cores where not given")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="processor, with one thread, on a busy machine")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    set_threads(parser, options.threads)
     measured = measure(options.arch, options.image_size, options.batch, options.rounds, options.clock)
     print(describe(measured))
     if options.out is not None:

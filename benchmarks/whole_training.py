@@ -18,8 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from steps import Step, as_file, in_words, make_grown, measured_here, threads
+from steps import Step, as_file, in_words, make_grown, measured_here, set_threads
 
 import bpl
 from bpl.measure import CLOCKS, OtherWork, clock_of, count_macs, in_turns, quartiles
@@ -104,12 +103,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--precision", choices=PRECISIONS, help="one of the two; both where not given")
-    parser.add_argument("--threads", type=threads, help="threads of an operation; as many as cores where not given")
+    parser.add_argument("--threads", type=int, help="threads of an operation; as many as cores where not given")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="processor, with one thread, on a busy machine")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     o = parser.parse_args()
-    if o.threads is not None:
-        torch.set_num_threads(o.threads)
+    set_threads(parser, o.threads)
     precisions = PRECISIONS if o.precision is None else (o.precision,)
     measured = measure(o.arch, o.ratio, o.epochs, o.freeze_at, o.image_size, o.batch, o.rounds, precisions, o.clock)
     print(describe(measured))

@@ -305,23 +305,19 @@ class Bench:
     """No progress bar."""
 
     def __call__(self) -> int:
-        import torch
-
         from bpl.atomic import check_target
         from bpl.bench import save_survey, survey
+        from bpl.hardware import use_threads
 
         if not all(0 < ratio < 1 for ratio in self.ratios) or 0.7 not in self.ratios:
             raise ValueError(f"--ratios are {self.ratios}: they must be more than 0 and less than 1, 0.7 among them")
         if self.rounds < 1:
             raise ValueError(f"--rounds is {self.rounds}: it must be at least 1")
-        cores = os.cpu_count() or 1
-        if self.threads is not None and not 1 <= self.threads <= cores:
-            raise ValueError(f"--threads is {self.threads}: it must be 1 to {cores}, the cores of this machine")
         if self.out.is_dir():
             raise ValueError(f"{self.out} is a folder: name the JSON file to write")
         check_target(self.out)  # it takes a minute until there is something to write
         if self.threads is not None:
-            torch.set_num_threads(self.threads)
+            use_threads(self.threads)
         result = survey(
             self.arch,
             self.image_size,

@@ -14,6 +14,7 @@ import fcntl
 import functools
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -238,6 +239,21 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         **{package: version_of(package) for package in ("torch", "onnxruntime")},
     }
+
+
+def use_threads(threads: int) -> None:
+    """Compute with so many threads: torch starts as many as it is told, and a machine ends before they do.
+
+    Args:
+        threads: of an operation.
+
+    Raises:
+        ValueError: less than one, or more than this machine has cores.
+    """
+    cores = os.cpu_count() or 1
+    if not 1 <= threads <= cores:
+        raise ValueError(f"--threads is {threads}: it must be 1 to {cores}, the cores of this machine")
+    torch.set_num_threads(threads)
 
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from bpl.report.display import Markdown
 from bpl.report.latency import ROUNDINGS
+from bpl.report.measured_files import Values, load_parts
 from bpl.report.numbers import NBSP, percent_change
 from bpl.report.rows import ReportError, Row
 from bpl.report.tables import MISSING, numbered_table
-from bpl.report.training import Values, load_parts
 from bpl.schedule import images_an_epoch
 
 # This library's goals on an H200: minutes for 300 epochs on UC Merced's 80 %, ResNet-50 at 256 x 256.
@@ -28,7 +28,7 @@ def load_gpu_training(path: Path) -> Values:
         ReportError: unreadable, of another version, or incomplete; the message names the file and the reason.
     """
     parts = {"network": dict, "machine": dict, "device": str, "peak": dict, "phases": dict, "released": float}
-    return load_parts(path, parts, "gpu.py")
+    return load_parts(path, parts, "python benchmarks/gpu.py")
 
 
 def load_gpu_inference(path: Path) -> Values:
@@ -41,7 +41,7 @@ def load_gpu_inference(path: Path) -> Values:
         ReportError: unreadable, of another version, or incomplete; the message names the file and the reason.
     """
     parts = {"network": dict, "machine": dict, "device": str, "macs": dict, "rows": list}
-    return load_parts(path, parts, "gpu_inference.py")
+    return load_parts(path, parts, "python benchmarks/gpu_inference.py")
 
 
 def gpu_training_table(measured: Values, caption: str, name: str) -> Markdown:
@@ -62,7 +62,7 @@ def gpu_training_table(measured: Values, caption: str, name: str) -> Markdown:
                 f"{speed:.0f}",
                 MISSING if values is dense else f"{speed / dense['images_per_second']:.2f}",
                 MISSING if values is dense else f"{values['macs'] / dense['macs']:.2f}",
-                f"{100 * _of_peak(measured, phase):.1f}{NBSP}%",
+                f"{100 * of_peak(measured, phase):.1f}{NBSP}%",
                 f"{speed / measured['released']:.2f}{NBSP}×",
             ]
         )
@@ -70,8 +70,13 @@ def gpu_training_table(measured: Values, caption: str, name: str) -> Markdown:
     return Markdown(numbered_table(header, lines, caption, name))
 
 
-def _of_peak(measured: Values, phase: str) -> float:
-    """Share of the GPU's bf16 rate that a phase's arithmetic comes to: forward and backward, two a MAC."""
+def of_peak(measured: Values, phase: str) -> float:
+    """Share of the GPU's bf16 rate that a phase's arithmetic comes to: forward and backward, two a MAC.
+
+    Args:
+        measured: what `load_gpu_training` returned.
+        phase: one of its phases.
+    """
     values = measured["phases"][phase]
     return 6 * values["macs"] * values["images_per_second"] / measured["peak"]["flops"]
 

@@ -1,15 +1,14 @@
 """The measurements behind the latency page, as `bpl bench` writes them: read, checked, and looked up."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from bpl.report.measured_files import load_parts
 from bpl.report.rows import ReportError
 
-SCHEMA = 1
 _PARTS = {"network": dict, "machine": dict, "peak": dict, "networks": list, "layers": dict, "times": list}
 
 
@@ -96,15 +95,7 @@ def load_survey(path: Path) -> Survey:
     Raises:
         ReportError: unreadable, of another version, or incomplete; the message names the file and the reason.
     """
-    try:
-        values = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise ReportError(f"survey {path} cannot be read: {error}") from error
-    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
-        raise ReportError(f"{path} is no survey of version {SCHEMA}: `bpl bench {Path(path).name}` makes one")
-    for name, kind in _PARTS.items():
-        if not isinstance(values.get(name), kind):
-            raise ReportError(f"survey {path} lacks {name!r}, or it is no {kind.__name__}")
+    values = load_parts(path, _PARTS, f"bpl bench {Path(path).name}")
     if not values["networks"] or values["networks"][0].get("name") != "dense":
         raise ReportError(f"survey {path} does not begin with the dense network")
-    return Survey(**{name: values[name] for name in _PARTS})
+    return Survey(**values)

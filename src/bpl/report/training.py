@@ -1,18 +1,16 @@
 """What training costs beside the dense network's: tables and sentences from what the benchmarks of steps recorded."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bpl.measure import quartiles
 from bpl.report.display import Markdown
 from bpl.report.latency import where
+from bpl.report.measured_files import Values, load_parts
 from bpl.report.numbers import NBSP
 from bpl.report.rows import ReportError
 from bpl.report.tables import MISSING, numbered_table
 
-SCHEMA = 1
 PRECISIONS = ("float32", "bf16")
 # This library's goals: times as fast as a step in the style of the released code, on a CPU; and how much longer than
 # its multiply-accumulates suggest a step may take.
@@ -20,8 +18,6 @@ AIMS = {"float32": 2.2, "bf16": 4.5}
 WITHIN = 0.1
 _KINDS = {"dense": "dense", "partners": "with partners, masks held", "slimmed": "with partners, slimmed"}
 _STEPS = tuple(f"{kind} {precision}" for kind in _KINDS for precision in PRECISIONS)
-
-Values = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -79,32 +75,6 @@ class WholeTraining:
         return quartiles([(share * before + (1 - share) * after) / dense for dense, before, after in rounds])
 
 
-def load_parts(path: Path, parts: dict[str, type], script: str) -> Values:
-    """Read a file of measurements that a script in `benchmarks/` wrote.
-
-    Args:
-        path: the file.
-        parts: what must be in it -> of which type.
-        script: name of the script.
-
-    Returns:
-        The parts.
-
-    Raises:
-        ReportError: unreadable, of another version, or incomplete; the message names the file and the reason.
-    """
-    try:
-        values = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise ReportError(f"measurements {path} cannot be read: {error}") from error
-    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
-        raise ReportError(f"{path} is no measurement of version {SCHEMA}: `python benchmarks/{script}` makes one")
-    for name, kind in parts.items():
-        if not isinstance(values.get(name), kind):
-            raise ReportError(f"measurements {path} lack {name!r}, or it is no {kind.__name__}")
-    return {name: values[name] for name in parts}
-
-
 def load_steps(path: Path) -> Steps:
     """Read what `benchmarks/training.py` wrote.
 
@@ -115,7 +85,7 @@ def load_steps(path: Path) -> Steps:
         ReportError: unreadable, of another version, or incomplete; the message names the file and the reason.
     """
     parts = {"network": dict, "machine": dict, "macs": dict, "times": dict, "parts": dict}
-    steps = Steps(**load_parts(path, parts, "training.py"))
+    steps = Steps(**load_parts(path, parts, "python benchmarks/training.py"))
     if lacking := [name for name in (*_STEPS, "released") if not steps.times.get(name) or name not in steps.macs]:
         raise ReportError(f"measurements {path} lack the step {lacking[0]!r}")
     return steps
@@ -131,7 +101,7 @@ def load_whole(path: Path) -> WholeTraining:
         ReportError: unreadable, of another version, or incomplete; the message names the file and the reason.
     """
     parts = {"network": dict, "machine": dict, "epochs": int, "freeze_epoch": int, "macs": dict, "times": dict}
-    whole = WholeTraining(**load_parts(path, parts, "whole_training.py"))
+    whole = WholeTraining(**load_parts(path, parts, "python benchmarks/whole_training.py"))
     for precision in PRECISIONS:
         for phase in ("dense", "partners", "slimmed"):
             if phase not in whole.macs or not whole.times.get(precision, {}).get(phase):
