@@ -132,6 +132,24 @@ def test_random_depth_of_residual_branches_keeps_no_channel():
     assert foreign_matrix.left_alone(tv.efficientnet_b0(num_classes=7)) == {}
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_googlenets_heads_for_training_are_grown_and_slimmed_with_the_rest(training):
+    model = tv.googlenet(num_classes=7, aux_logits=True, init_weights=False).train(training)
+    randomise_statistics(bpl.grow_partners(model).double())
+    masks = bpl.prune_masks(model, 0.5)
+    assert {"aux1.conv.conv", "aux2.conv.conv"} <= masks.keys()
+    small = assert_exact(model, images(), masks)
+    assert small.aux1.conv.conv.out_channels == 64
+    assert small.train()(images()).aux_logits1.shape == (len(images()), 7)
+
+
+def test_timms_stochastic_depth_fixes_no_channel_in_either_mode():
+    model = timm.create_model("efficientnet_b0", drop_path_rate=0.2, num_classes=7)
+    plain = timm.create_model("efficientnet_b0", num_classes=7)
+    modes = [bpl.prune_masks(net, 0.5, scope="all").keys() for net in (model.train(), model.eval(), plain)]
+    assert modes[0] == modes[1] == modes[2]
+
+
 def test_the_input_size_does_not_matter():
     model = bpl.grow_partners(timm.create_model("mobilenetv3_small_050", num_classes=7)).double().eval()
     model = randomise_statistics(model)
