@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 import bpl
 from bpl.channels import ChannelGraph
+from bpl.copies import modes_kept
 from bpl.partner import partner_blocks
 from bpl.pruning.masks import convs_of, kept_filters, prunable_sets
 
@@ -62,13 +63,8 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
 @torch.no_grad()
 def logits(model: nn.Module, x: Tensor) -> Tensor:
     """Logits in evaluation mode; the model's modes are restored (which has a test of its own)."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        return model(x)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with modes_kept(model):
+        return model.eval()(x)
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:

@@ -14,12 +14,14 @@ from bpl.partner import fuse_partners, grow_partners  # noqa: E402
 from bpl.pruning import apply_masks, prune_masks, slim  # noqa: E402
 from bpl.records import Record, load_records  # noqa: E402
 from bpl.run import run  # noqa: E402
+from bpl.same_function import check_same  # noqa: E402
 
 __all__ = [
     "Record",
     "RunConfig",
     "apply_masks",
     "build_model",
+    "check_same",
     "count_macs",
     "count_params",
     "diversity_loss",
