@@ -505,6 +505,24 @@ class DropsPaths(WithA):
         return self.fc(self.last(x + self.drop(self.a(x))).mean((2, 3)))
 
 
+class DropsTheBranch(WithA):
+    def forward(self, x):
+        x = self.stem(x)
+        if not self.training or torch.rand(1) > 0.5:
+            x = x + self.a(x)
+        return self.fc(self.last(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("network", [DropsPaths, DropsTheBranch])
+def test_looking_at_a_network_draws_nothing(network):
+    model = network().train()
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    bpl.prune_masks(model, 0.5, scope="all")
+    assert torch.equal(torch.rand(3), expected)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_stochastic_depth_of_ones_own_fixes_no_channel(training):
     model = randomise_statistics(DropsPaths().double()).train(training)

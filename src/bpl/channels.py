@@ -38,7 +38,7 @@ def _defaults(model: nn.Module) -> dict[str, Any]:
 def _trace(model: nn.Module, training: bool) -> tuple[fx.Graph, dict[str, str]]:
     """The forward pass in one mode, and which modules could not be traced and why; the network is left as it is."""
     tracer = Tracer()
-    with attributes_kept(model):  # its layers' modes among them
+    with torch.random.fork_rng(devices=[]), attributes_kept(model):  # its layers' modes are among these
         if model.training != training:
             model.train(training)
         return tracer.trace(model, _defaults(model)), tracer.closed
