@@ -193,21 +193,6 @@ class SigmoidInPlace(WithA):
         return self.a(x)
 
 
-class AsksWhetherItIsATensor(WithA):
-    """As layers do that also take a list of maps: a trace must go the way that a tensor goes."""
-
-    def middle(self, x):
-        return self.a(torch.sigmoid(x) if isinstance(x, torch.Tensor) and torch.is_tensor(x) else x[0])
-
-
-class AsksWhetherANumberIsATensor(WithA):
-    """As code of ONNX exports does, where a shape may be one."""
-
-    def middle(self, x):
-        height = x.shape[2] // 2
-        return self.a(torch.sigmoid(x) if not isinstance(height, torch.Tensor) else x[:, :, :height])
-
-
 class SumInPlaceByAnotherName(WithA):
     def middle(self, x):
         y = x
@@ -304,6 +289,81 @@ class ClipsAtZero(WithA):
 
     def middle(self, x):
         return self.a(nn.functional.hardtanh(torch.clip(x, None, 6).clamp_(0, max=5.0)))
+
+
+class Join(nn.Module):
+    """Gives back what it is given, if that is one map: it is no identity."""
+
+    def forward(self, *maps):
+        return sum(maps[1:], start=maps[0])
+
+
+class JoinsMaps(WithA):
+    untouched = ("last.0",)
+
+    def __init__(self):
+        super().__init__()
+        self.join = Join()
+
+    def middle(self, x):
+        return self.join(x, self.a(x))
+
+
+class OptionalSkip(nn.Module):
+    def forward(self, x, skip=None):
+        return x if skip is None else x + torch.sigmoid(skip)
+
+
+class SkipsByName(WithA):
+    untouched = ()
+
+    def __init__(self):
+        super().__init__()
+        self.join = OptionalSkip()
+
+    def middle(self, x):
+        return self.join(self.a(x), skip=x)
+
+
+class FirstTwelve(nn.Module):
+    """The identity on a map of a dozen channels, and on no other."""
+
+    def forward(self, x):
+        return x[:, :WIDTH]
+
+
+class CutsAtAWidth(WithA):
+    def __init__(self):
+        super().__init__()
+        self.cut = FirstTwelve()
+
+    def middle(self, x):
+        return self.a(self.cut(x))
+
+
+class OwnIdentity(nn.Module):
+    def forward(self, x):
+        return x
+
+
+class IdentityOnFeatures(WithA):
+    """A layer of one's own that does nothing, on a map and on what is pooled."""
+
+    untouched = ("stem.0", "a.0", "last.0")
+
+    def __init__(self):
+        super().__init__()
+        self.nothing = OwnIdentity()
+
+    def forward(self, x):
+        return self.fc(self.nothing(self.last(self.nothing(self.a(self.stem(x)))).mean((2, 3))))
+
+
+class ScaledByAConstant(WithA):
+    untouched = ("a.0", "last.0")
+
+    def middle(self, x):
+        return self.a(x * torch.linspace(1, 2, WIDTH, dtype=torch.float64)[:, None, None])
 
 
 class BehindAnAttribute(WithA):
@@ -421,113 +481,6 @@ def test_hooks_on_a_block_are_the_fused_convolutions_and_those_inside_are_refuse
     model.stem[0].branches[1].conv.register_forward_hook(lambda module, inputs, output: 2 * output)
     with pytest.raises(ValueError, match="cannot fuse 'stem.0': its layer 'branches.1.conv' has forward hooks"):
         bpl.fuse_partners(model)
-
-
-class WithAuxiliaryHead(WithA):
-    """As torchvision's GoogLeNet: a head that only training uses."""
-
-    def __init__(self):
-        super().__init__()
-        self.aux = nn.Sequential(block(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTH, 5))
-
-    def forward(self, x):
-        x = self.stem(x)
-        out = self.fc(self.last(self.a(x)).mean((2, 3)))
-        return (out, self.aux(x)) if self.training else out
-
-
-@pytest.mark.parametrize("with_partners", [True, False])
-def test_a_head_that_only_training_has_is_masked_and_slimmed_in_either_mode(with_partners):
-    model = WithAuxiliaryHead().eval()
-    model = randomise_statistics((bpl.grow_partners(model) if with_partners else model).double())
-    masks = bpl.prune_masks(model, 0.5)
-    assert {"stem.0", "aux.0.0"} <= masks.keys() and bpl.prune_masks(model.train(), 0.5).keys() == masks.keys()
-    small = [bpl.slim(model.train(mode), masks).eval() for mode in (True, False)]
-    assert same_state(small[0].state_dict(), small[1].state_dict())
-    x = images(size=SIZE)
-    assert_exact(model, x, masks)
-    bpl.apply_masks(model, masks)
-    with torch.no_grad():
-        for wide, narrow in zip(model.train()(x), small[0].train()(x), strict=True):  # logits, and the head's
-            torch.testing.assert_close(narrow, wide, rtol=1e-10, atol=1e-10)
-
-
-class WithAnotherPathInTraining(WithA):
-    """A layer that training reads through something whose zeros do not survive, and evaluation does not."""
-
-    def __init__(self):
-        super().__init__()
-        self.also = conv(WIDTH, WIDTH)
-
-    def forward(self, x):
-        x = self.a(self.stem(x))
-        x = x + self.also(torch.sigmoid(x)) if self.training else x
-        return self.fc(self.last(x).mean((2, 3)))
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_a_channel_goes_only_where_it_may_in_both_modes(training):
-    model = randomise_statistics(WithAnotherPathInTraining().double()).train(training)
-    graph = ChannelGraph(model)
-    assert "sigmoid" not in str(graph.traced) or training
-    assert "would read a masked channel that is not 0" in graph.of_conv["a.0"].frozen
-    masks = bpl.prune_masks(model, 0.5, scope="all")
-    assert masks.keys() == {"stem.0"} | masks.keys() and "a.0" not in masks
-    assert_exact(model, images(size=SIZE), masks)
-
-
-class Forgotten(WithA):
-    def __init__(self):
-        super().__init__()
-        self.unused = conv(WIDTH, WIDTH)
-
-
-def test_a_mask_of_a_convolution_that_nothing_uses_is_refused():
-    with pytest.raises(ValueError, match="'unused' cannot be masked: the forward pass, .*, does not use it"):
-        bpl.slim(Forgotten(), {"unused": torch.arange(WIDTH) > 1})
-
-
-class DropsPaths(WithA):
-    """Stochastic depth as many write it: a module of their own, with a random factor for each image."""
-
-    class DropPath(nn.Module):
-        def forward(self, x):
-            if not self.training:
-                return x
-            return x * x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(0.5).div_(0.5)
-
-    def __init__(self):
-        super().__init__()
-        self.drop = self.DropPath()
-
-    def forward(self, x):
-        x = self.stem(x)
-        return self.fc(self.last(x + self.drop(self.a(x))).mean((2, 3)))
-
-
-class DropsTheBranch(WithA):
-    def forward(self, x):
-        x = self.stem(x)
-        if not self.training or torch.rand(1) > 0.5:
-            x = x + self.a(x)
-        return self.fc(self.last(x).mean((2, 3)))
-
-
-@pytest.mark.parametrize("network", [DropsPaths, DropsTheBranch])
-def test_looking_at_a_network_draws_nothing(network):
-    model = network().train()
-    torch.manual_seed(1)
-    expected = torch.rand(3)
-    torch.manual_seed(1)
-    bpl.prune_masks(model, 0.5, scope="all")
-    assert torch.equal(torch.rand(3), expected)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_stochastic_depth_of_ones_own_fixes_no_channel(training):
-    model = randomise_statistics(DropsPaths().double()).train(training)
-    assert {"stem.0", "a.0"} <= bpl.prune_masks(model, 0.5, scope="all").keys()
-    assert_exact(model, images(size=SIZE), bpl.prune_masks(model, 0.5, scope="all"))
 
 
 # -- what slim returns ----------------------------------------------------------------------------------------------

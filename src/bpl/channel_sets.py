@@ -59,6 +59,12 @@ class ChannelSets:
         channels = self.find(channels)
         channels.frozen = channels.frozen or reason
 
+    def freeze_inside(self, name: str, reason: str) -> None:
+        """Let no channel go of a set that a layer inside a module stands in."""
+        for (_, layer), channels in self._place.items():
+            if layer.startswith(f"{name}."):
+                self.freeze(channels, reason)
+
     def merge(self, first: Channels, second: Channels) -> Channels:
         """Make one set of two; both are frozen instead where their sizes differ. Returns the set, or the larger one."""
         first, second = self.find(first), self.find(second)

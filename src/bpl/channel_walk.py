@@ -22,6 +22,8 @@ from bpl.operations import (
     KEEP_ZERO_MODULES,
     LOSE_ZERO_CALLS,
     LOSE_ZERO_MODULES,
+    MAKER_METHODS,
+    MAKERS,
     MAP_CALLS,
     MAP_MODULES,
     POOL_CALLS,
@@ -34,6 +36,7 @@ from bpl.operations import (
     holds_width,
     is_in_place,
     is_number,
+    makes_a_number_for_each_image,
     may_share_memory,
     pads_space_with_zeros,
     pool_step,
@@ -87,6 +90,7 @@ class Walk:
         model: the network.
         graph: its traced forward pass; convolutions, normalisations and linear layers are one operation each.
         closed: names of the modules that the trace leaves whole because they cannot be traced.
+        twin: what was traced: a copy of the network, which also holds the constants of the forward pass.
         sets: where to put the channels; those of other walks through the same network may be there.
 
     Attributes:
@@ -96,8 +100,8 @@ class Walk:
         hooked: names of the layers with forward hooks.
     """
 
-    def __init__(self, model: nn.Module, graph: fx.Graph, closed: Collection[str], sets: ChannelSets):
-        self.model, self.graph, self.closed, self.sets = model, graph, closed, sets
+    def __init__(self, model: nn.Module, twin: nn.Module, graph: fx.Graph, closed: Collection[str], sets: ChannelSets):
+        self.twin, self.graph, self.closed, self.sets = twin, graph, closed, sets
         self.modules = dict(model.named_modules())
         layers = dict.fromkeys(node.target for node in graph.nodes if node.op == "call_module")
         self.hooked = [name for name in layers if has_forward_hooks(self.modules[name])]
@@ -161,6 +165,9 @@ class Walk:
             return None
         if node.op == "get_attr":
             return self._constant(node)
+        if node.target in (MAKERS if node.op == "call_function" else MAKER_METHODS if node.op == "call_method" else ()):
+            made = _Value(self.sets.new(0, f"{node.name!r} is a tensor that the forward pass makes"), False, stride=1)
+            return None if makes_a_number_for_each_image(node) else made
         if not inputs:
             return None if node.op != "call_module" else self._unknown(node.target, inputs)
         if node.op == "call_module":
@@ -171,9 +178,18 @@ class Walk:
         self._freeze(inputs, f"{what} reads it, and what that does to single channels is not known")
         return _Value(self.sets.new(0, f"{what} produces it"), False, max((v.stride for v in inputs), default=1))
 
+    def _unknown_reader(self, what: str, name: str, inputs: list[_Value]) -> _Value:
+        self._keep_inputs(name, inputs, f"{what} reads it, and what that does to single channels is not known")
+        return self._unknown(what, inputs)
+
+    def _keep_inputs(self, name: str, inputs: list[_Value], reason: str) -> None:
+        """Let a layer keep what it reads, also where another walk finds it somewhere that could lose channels."""
+        self._freeze(inputs, reason)
+        self.sets.add_reader(self.sets.new(0, reason), name, 1)
+
     def _constant(self, node: fx.Node) -> _Value | None:
-        """A parameter or buffer of the network's own: it cannot lose channels; None for a single number."""
-        value = self.model
+        """A parameter, buffer or constant of the network's own: it cannot lose channels; None for a single number."""
+        value = self.twin
         for name in node.target.split("."):
             value = getattr(value, name)
         if isinstance(value, torch.Tensor) and value.numel() == 1:
@@ -190,9 +206,11 @@ class Walk:
             return self._norm(node, module, value)
         if isinstance(module, nn.Linear):
             if value.rank != 2 or not is_ordinary_linear(module):  # it reads the last dimension, here not the channels
-                return self._unknown(f"linear layer {node.target!r}", inputs)
+                return self._unknown_reader(f"linear layer {node.target!r}", node.target, inputs)
             self._read(node.target, value, module.in_features)
             return _Value(self.sets.new(module.out_features, "a linear layer produces it"), False, value.stride, rank=2)
+        if len(inputs) != 1:
+            return self._unknown(f"{node.target!r}, with {len(inputs)} inputs,", inputs)
         if isinstance(module, nn.Flatten) and module.start_dim == 1 and module.end_dim in (-1, value.rank - 1):
             return replace(value, rank=2)
         if (node.target in self.closed or is_patched(module)) and not is_channel_wise(module):
@@ -209,7 +227,7 @@ class Walk:
             return replace(value, stride=value.stride * step)
         if isinstance(module, LOSE_ZERO_MODULES):
             return replace(value, zero=False)
-        if value.rank == 4 and is_identity_in_evaluation(module):
+        if is_identity_in_evaluation(module):
             return value
         return self._unknown(type(module).__name__, inputs)
 
@@ -294,7 +312,7 @@ class Walk:
         if channels.size and in_features % channels.size == 0:
             self.sets.add_reader(channels, name, in_features // channels.size)
         else:
-            self._freeze([value], f"{name!r} reads it in an order that is not channel by channel")
+            self._keep_inputs(name, [value], f"{name!r} reads it in an order that is not channel by channel")
         if not value.zero:
             self._freeze([value], f"{name!r} would read a masked channel that is not 0")
 

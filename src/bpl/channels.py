@@ -11,14 +11,16 @@ reader would see a constant, so these channels are marked frozen, with the reaso
 """
 
 import inspect
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from bpl.chance import chance_kept
 from bpl.channel_sets import Channels, ChannelSets
 from bpl.channel_walk import ConvSite, Walk
-from bpl.copies import attributes_kept, check_is_network
+from bpl.copies import check_is_network, without_values
 from bpl.ordinary import is_patched
 from bpl.tracing import Tracer, in_one_line
 
@@ -35,13 +37,30 @@ def _defaults(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _trace(model: nn.Module, training: bool) -> tuple[fx.Graph, dict[str, str]]:
-    """The forward pass in one mode, and which modules could not be traced and why; the network is left as it is."""
-    tracer = Tracer()
-    with torch.random.fork_rng(devices=[]), attributes_kept(model):  # its layers' modes are among these
-        if model.training != training:
-            model.train(training)
-        return tracer.trace(model, _defaults(model)), tracer.closed
+@dataclass(frozen=True)
+class _Trace:
+    """The forward pass in one mode.
+
+    Attributes:
+        twin: the copy of the network that was traced: a trace may leave anything on it.
+        graph: the operations.
+        closed: name of a module whose own forward pass cannot be traced -> why.
+    """
+
+    twin: nn.Module
+    graph: fx.Graph
+    closed: dict[str, str]
+
+
+def _trace(model: nn.Module, training: bool | None) -> _Trace:
+    """The forward pass in a mode, or as the layers' modes are now; it raises whatever the code raises on a proxy."""
+    tracer, twin = Tracer(), without_values(model)
+    with chance_kept():
+        if training is not None:
+            twin.train(training)
+        if [name for name, _ in twin.named_modules()] != [name for name, _ in model.named_modules()]:
+            raise ValueError("it has other layers in this mode")
+        return _Trace(twin, tracer.trace(twin, _defaults(model)), tracer.closed)
 
 
 def _refuse_what_is_no_network(model: nn.Module) -> None:
@@ -59,6 +78,33 @@ def _refuse_what_is_no_network(model: nn.Module) -> None:
             f"cannot trace this {type(model).__name__}: its forward pass was replaced on the object; "
             "put it into a class"
         )
+
+
+def _traces(model: nn.Module) -> tuple[list[_Trace], fx.Graph]:
+    """The forward pass in evaluation and training mode, and as the network is now where its layers' modes are mixed.
+
+    Returns:
+        What could be traced, in the same order whatever the mode, and the operations in the network's present one.
+
+    Raises:
+        ValueError: it cannot be traced as it is now.
+    """
+    modes = {module.training for module in model.modules()}
+    traces: list[_Trace] = []
+    for training in (False, True, *((None,) if len(modes) > 1 else ())):
+        present = training is None or modes == {training}
+        try:
+            traces.append(_trace(model, None if present else training))
+        except Exception as error:  # torch.fx raises whatever the traced code raises on a proxy
+            if present:
+                raise ValueError(
+                    f"cannot trace {type(model).__name__}: its forward pass must not branch on tensor values "
+                    f"({in_one_line(error)})"
+                ) from error
+            continue
+        if present:
+            graph = traces[-1].graph
+    return traces, graph
 
 
 class ChannelGraph:
@@ -94,33 +140,30 @@ class ChannelGraph:
     def __init__(self, model: nn.Module):
         _refuse_what_is_no_network(model)
         self.model = model
-        traces: dict[bool, tuple[fx.Graph, dict[str, str]]] = {}
-        for training in (False, True):  # in this order whatever the mode, so that it makes no difference
-            try:
-                traces[training] = _trace(model, training)
-            except Exception as error:  # torch.fx raises whatever the traced code raises on a proxy
-                if training == model.training:
-                    raise ValueError(
-                        f"cannot trace {type(model).__name__}: its forward pass must not branch on tensor values "
-                        f"({in_one_line(error)})"
-                    ) from error
-        self.traced = traces[model.training][0]
-        found = ChannelSets()
-        walks = [Walk(model, graph, closed, found) for graph, closed in traces.values()]
+        traces, self.traced = _traces(model)
         self.modules = dict(model.named_modules())
+        found = ChannelSets()
+        walks = [Walk(model, trace.twin, trace.graph, trace.closed, found) for trace in traces]
+        self.closed = {name: why for trace in traces for name, why in trace.closed.items()}
+        self.hooked = list(dict.fromkeys(name for walk in walks for name in walk.hooked))
+        for name in self.closed:  # another mode may have looked into it, and does not know what this one does there
+            found.freeze_inside(name, f"{name!r} cannot be traced")
         self.sets = list(found)
         self.of_conv = found.of_conv()
         self.sites: dict[str, ConvSite] = {}
         self.calls: dict[str, int] = {}
-        self.closed: dict[str, str] = {}
-        for walk, (_, closed) in zip(walks, traces.values(), strict=True):
-            self.closed |= closed
-            for name, site in walk.sites.items():
-                same = self.sites.get(name, site).norm == site.norm  # else no one normalisation belongs to it
-                self.sites[name] = site if same else ConvSite(None, site.stride)
+        read: dict[str, set[str]] = {}  # layer -> names of the operations whose results it reads, in any mode
+        for walk in walks:
+            for node in walk.graph.nodes:
+                if node.op == "call_module":
+                    read.setdefault(node.target, set()).update(str(n.target) for n in node.all_input_nodes)
+            self.sites |= walk.sites
             for name, times in walk.calls.items():
                 self.calls[name] = max(times, self.calls.get(name, 0))
-        self.hooked = list(dict.fromkeys(name for walk in walks for name in walk.hooked))
+        for name, site in self.sites.items():
+            norms = {walk.sites[name].norm for walk in walks if name in walk.sites}
+            if len(norms) > 1 or (site.norm is not None and read[site.norm] != {name}):
+                self.sites[name] = ConvSite(None, site.stride)  # in another mode it is another layer's, or none
 
     def what_is_closed(self) -> str:
         """The end of an error message that says which parts could not be looked into; empty where there are none."""

@@ -32,24 +32,40 @@ def copy_of(model: nn.Module) -> nn.Module:
         TypeError: not a network.
     """
     check_is_network(model)
-    kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)]
-    return copy.deepcopy(model, {id(value): value.detach().clone() for value in kept if not value.is_leaf})
+    return copy.deepcopy(model, _without_history(model))
 
 
-@contextmanager
-def attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Whatever is set on a network's layers within is undone, such as what its forward pass keeps there of a trace.
+def without_values(model: nn.Module) -> nn.Module:
+    """A copy of a network whose parameters have a shape and no values, so that it costs next to nothing.
 
     Args:
-        model: any network.
+        model: any network; it is not changed.
+
+    Returns:
+        The copy; its buffers have their values.
     """
-    before = [(module, vars(module).copy()) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, attributes in before:
-            vars(module).clear()
-            vars(module).update(attributes)
+    shapes = {
+        id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+        for parameter in model.parameters()
+        if type(parameter) is nn.Parameter
+    }
+    return copy.deepcopy(model, _without_history(model) | shapes)
+
+
+def _without_history(model: nn.Module) -> dict[int, torch.Tensor]:
+    """What `copy.deepcopy` is to take for the tensors with a history that layers hold: id -> a copy of the values."""
+    held = (tensor for module in model.modules() for tensor in _tensors_in(list(vars(module).values())))
+    return {id(tensor): tensor.detach().clone() for tensor in held if not tensor.is_leaf}
+
+
+def _tensors_in(values: list[object]) -> Iterator[torch.Tensor]:
+    """The tensors among some values, and in the plain lists, tuples and dictionaries among them."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple | dict):
+            inside = list(value.values() if isinstance(value, dict) else value)
+            yield from (tensor for tensor in inside if isinstance(tensor, torch.Tensor))
 
 
 @contextmanager

@@ -295,8 +295,9 @@ def resize(model: nn.Module, widths: dict[str, dict[str, Any]], source: Path) ->
     _remove_blocks(model, widths, source)
     modules = dict(model.named_modules())
     for name, module in modules.items():
-        if name not in widths and isinstance(module, nn.BatchNorm2d) and (parts := take_apart(module)) is not None:
-            replace_module(model, name, parts[1])  # it was fused, and has left the activation that it held
+        parts = take_apart(module) if name not in widths and type(module) is not nn.BatchNorm2d else None
+        if parts is not None:  # it was fused, and has left the activation that it held
+            replace_module(model, name, parts[1])
     for name, wanted in widths.items():
         module = modules.get(name)
         if module is None or not isinstance(wanted, dict):

@@ -11,6 +11,8 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
+from bpl.chance import chance_kept, seed_all
+
 
 def take_apart(norm: nn.Module) -> tuple[nn.BatchNorm2d, nn.Module] | None:
     """Split a layer into a plain batch normalisation and what it does after it.
@@ -49,8 +51,8 @@ def _same(one: nn.Module, other: nn.Module) -> bool:
 def _trial(layer: nn.Module) -> list[Tensor]:
     """Outputs of a copy of a layer in both modes."""
     layer = copy.deepcopy(layer).to("cpu", torch.float64)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # for dropout, and for the values below
+    with chance_kept():
+        seed_all(0)  # for dropout, and for the values below
         norm = next(module for module in layer.modules() if isinstance(module, nn.BatchNorm2d))
         for tensor in (norm.weight, norm.bias):
             if tensor is not None:

@@ -42,6 +42,8 @@ ADDITIONS = {
 }  # fmt: skip
 DIVISIONS = {operator.truediv, torch.div, "div"}
 PRODUCTS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
+MAKERS = (torch.rand, torch.randn, torch.empty, torch.ones, torch.zeros)  # of tensors, by their size
+MAKER_METHODS = ("new_empty", "new_ones", "new_zeros")  # of tensors like another, by their size
 IN_PLACE_OPERATORS = (operator.iadd, operator.isub, operator.imul)
 SHAPE_QUERIES = {"size", "dim", getattr, len}
 HARMLESS_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad"}
@@ -99,6 +101,13 @@ def pool_step(node: fx.Node) -> int:
     step = argument(node, 2, "stride") or argument(node, 1, "kernel_size", 1)
     step = step[0] if isinstance(step, tuple | list) and step else step
     return step if isinstance(step, int) else 1
+
+
+def makes_a_number_for_each_image(node: fx.Node) -> bool:
+    """Whether a call of `MAKERS` or `MAKER_METHODS` makes a tensor of size (B, 1, 1, 1): the same for all channels."""
+    rest = node.args[1:] if node.target in MAKER_METHODS else node.args
+    size = node.kwargs.get("size", rest[0] if rest and isinstance(rest[0], list | tuple) else rest)
+    return isinstance(size, list | tuple) and len(size) > 0 and all(length == 1 for length in size[1:])
 
 
 def clips_to_zero(node: fx.Node) -> bool:

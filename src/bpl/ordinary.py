@@ -11,6 +11,9 @@ import copy
 import torch
 from torch import nn
 
+from bpl.chance import chance_kept, seed_all
+from bpl.copies import copy_of
+
 _NORM_TENSORS = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 
 
@@ -99,22 +102,29 @@ def is_ordinary_norm(norm: nn.BatchNorm2d) -> bool:
 
 
 @torch.no_grad()
-def is_channel_wise(layer: nn.Module) -> bool:
-    """Whether a layer treats each channel of a map by itself, and leaves one of zeros at zero; a trial decides."""
-    probe = copy.deepcopy(layer).to("cpu", torch.float64)
-    x = _map_with_a_channel_of_zeros()
+def is_channel_wise(layer: nn.Module, rank: int = 4) -> bool:
+    """Whether a layer treats each channel by itself, and leaves one of zeros at zero; a trial decides.
+
+    Args:
+        layer: the layer; it is not changed.
+        rank: number of dimensions of what it is tried on, the second of which are channels.
+    """
+    probe = copy_of(layer).to("cpu", torch.float64)
+    x = _with_a_channel_of_zeros(rank)
 
     def output(x: torch.Tensor) -> torch.Tensor:
-        torch.manual_seed(0)  # whatever it draws
-        return probe.forward(x.clone())  # not probe(): torch.fx records that. It may write into what it is given
+        with chance_kept():
+            seed_all(0)  # whatever it draws
+            return probe.forward(x.clone())  # not probe(): torch.fx records that. It may write into what it is given
 
     try:
-        with torch.random.fork_rng(devices=[]):
-            for mode in (True, False):
-                probe.train(mode)
-                whole = output(x)
-                if whole[:, 0].any() or not torch.equal(output(x[:, ::2]), whole[:, ::2]):
-                    return False
+        for mode in (True, False):
+            probe.train(mode)
+            whole = output(x)
+            if whole.shape[:2] != x.shape[:2] or whole[:, 0].any():
+                return False
+            if not all(torch.equal(output(x[:, part]), whole[:, part]) for part in _PARTS):
+                return False
     except Exception:  # as above
         return False
     return True
@@ -129,16 +139,26 @@ def is_identity_in_evaluation(layer: nn.Module) -> bool:
     special = layer._parameters or layer._buffers or layer._modules or layer._forward_hooks or layer._forward_pre_hooks
     if special or type(layer).__module__.startswith("torch.nn.") or is_patched(layer):
         return False
-    x = _map_with_a_channel_of_zeros()
+    probe = copy_of(layer).eval()
     try:
-        same = torch.equal(copy.deepcopy(layer).eval().forward(x.clone()), x)
+        for rank in (2, 4):  # pooled features, and maps
+            x = _with_a_channel_of_zeros(rank)
+            with chance_kept():
+                same = torch.equal(probe.forward(x.clone()), x)
+            if not (same and is_channel_wise(layer, rank)):
+                return False
     except Exception:  # as above
         return False
-    return same and is_channel_wise(layer)
+    return True
 
 
-def _map_with_a_channel_of_zeros() -> torch.Tensor:
-    x = torch.randn(2, 8, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+_CHANNELS = 64  # of what is tried: more than whoever writes down a number of channels to look at has in mind
+_PARTS = (slice(None, None, 2), slice(5), slice(3, None), [0, 1, 6, 4])  # left of them, as slimming leaves some
+
+
+def _with_a_channel_of_zeros(rank: int) -> torch.Tensor:
+    shape = (2, _CHANNELS, *(16,) * (rank - 2))
+    x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     x[:, 0] = 0
     return x
 

@@ -1,11 +1,13 @@
 """Tracing with ``torch.fx``: layers stay whole, and a part that cannot be traced is left whole too."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import fx, nn
 
-from bpl.operations import HARMLESS_ATTRIBUTES, IN_PLACE_OPERATORS, SHAPE_QUERIES
+from bpl.operations import IN_PLACE_OPERATORS, MAKERS
 from bpl.ordinary import is_identity_in_evaluation
 from bpl.partner_conv import PartnerConv2d
 
@@ -20,20 +22,11 @@ class _Proxy(fx.Proxy):
     __iadd__, __isub__, __imul__ = map(_recorded, IN_PLACE_OPERATORS)
 
 
-class _TensorProxy(_Proxy):
-    """Stands for a tensor, and says so where a forward pass asks with ``isinstance``: it goes the way that it will."""
-
-    _is_param = _is_buffer = False  # asked for by isinstance(x, nn.Parameter) and isinstance(x, nn.Buffer)
-
-    @property
-    def __class__(self) -> type:
-        return torch.Tensor
-
-
 class Tracer(fx.Tracer):
     """Leaves convolutions, normalisations, linear layers (and their subclasses) and partner blocks whole.
 
-    So is stochastic depth: what it draws is no function of its input that a trace could follow.
+    So is stochastic depth: what it draws is no function of its input. Where it is written into a forward pass, the
+    tensor that it draws is recorded: torch.fx alone cannot follow ``torch.rand(x.shape[0], 1, 1, 1)``.
 
     A part whose own forward pass cannot be traced (the head of timm's VGG branches on the size of its input) is left
     whole too: nothing is known of what it does, so the channels that it reads stay, and all others may go.
@@ -42,20 +35,42 @@ class Tracer(fx.Tracer):
     def __init__(self):
         super().__init__()
         self.closed: dict[str, str] = {}  # name of such a part -> why it cannot be traced
-        self._numbers: set[fx.Node] = set()  # what is no tensor: shapes, and what is computed from them
+        self._takes_one_map = False  # the module that is being called
+
+    def trace(self, root: nn.Module, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        with self._makers_recorded():
+            return super().trace(root, concrete_args)
+
+    @contextmanager
+    def _makers_recorded(self) -> Iterator[None]:
+        """Within, what makes tensors is recorded where the size, or something else about it, stands for a value."""
+
+        def recorded(maker: Callable) -> Callable:
+            def make(*args: Any, **kwargs: Any) -> Any:
+                flat = [
+                    part
+                    for arg in (*args, *kwargs.values())
+                    for part in (arg if isinstance(arg, list | tuple) else [arg])
+                ]
+                if any(isinstance(part, fx.Proxy) for part in flat):
+                    return self.create_proxy("call_function", maker, args, kwargs)
+                return maker(*args, **kwargs)
+
+            return make
+
+        for maker in MAKERS:
+            setattr(torch, maker.__name__, recorded(maker))
+        try:
+            yield
+        finally:
+            for maker in MAKERS:
+                setattr(torch, maker.__name__, maker)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        asked = node.target in SHAPE_QUERIES and (node.target is not getattr or node.args[1] in HARMLESS_ATTRIBUTES)
-        inputs = node.all_input_nodes
-        if asked or (inputs and self._numbers.issuperset(inputs)):
-            self._numbers.add(node)
-            return _Proxy(node, self)
-        return _TensorProxy(node, self)
-
-    def create_arg(self, a: object) -> object:
-        return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)  # before it is asked whether a is a tensor
+        return _Proxy(node, self)
 
     def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> object:
+        self._takes_one_map = not kwargs and [type(arg) for arg in args] == [_Proxy]
         nodes, depth = len(self.graph.nodes), len(self.module_stack)
         try:
             return super().call_module(module, forward, args, kwargs)
@@ -73,7 +88,7 @@ class Tracer(fx.Tracer):
         whole = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, PartnerConv2d)
         if isinstance(module, whole) or super().is_leaf_module(module, qualified_name):
             return True
-        return is_identity_in_evaluation(module)
+        return self._takes_one_map and is_identity_in_evaluation(module)
 
 
 def in_one_line(error: Exception) -> str:

@@ -1,7 +1,8 @@
 """Which filters go (criteria), how they are held at zero (masks), how they are removed for good (slim)."""
 
+from bpl.pruning.applied import apply_masks
 from bpl.pruning.criteria import CRITERIA
-from bpl.pruning.masks import MaskHolder, apply_masks, prune_masks
+from bpl.pruning.masks import MaskHolder, prune_masks
 from bpl.pruning.slim import slim
 from bpl.pruning.zeros import masks_of_zeros
 

@@ -354,20 +354,3 @@ class MaskHolder:
         ]
         if pairs:
             torch._foreach_mul_([buffer for buffer, _ in pairs], [mask for _, mask in pairs])
-
-
-def apply_masks(model: nn.Module, masks: dict[str, Tensor]) -> nn.Module:
-    """Zero the pruned filters, and the batch normalisation gamma and beta behind them, of all branches, in place.
-
-    Args:
-        model: a network, with or without partners.
-        masks: conv name -> bool tensor (N,), True = kept.
-
-    Returns:
-        The model; its pruned channels emit exactly 0.
-
-    Raises:
-        ValueError: a mask that does not fit the model.
-    """
-    MaskHolder(model, masks).apply()
-    return model
