@@ -166,8 +166,9 @@ class Walk:
         if node.op == "get_attr":
             return self._constant(node)
         if node.target in (MAKERS if node.op == "call_function" else MAKER_METHODS if node.op == "call_method" else ()):
-            made = _Value(self.sets.new(0, f"{node.name!r} is a tensor that the forward pass makes"), False, stride=1)
-            return None if makes_a_number_for_each_image(node) else made
+            if makes_a_number_for_each_image(node):
+                return None
+            return _Value(self.sets.new(0, f"{node.name!r} is a tensor that the forward pass makes"), False, stride=1)
         if not inputs:
             return None if node.op != "call_module" else self._unknown(node.target, inputs)
         if node.op == "call_module":
