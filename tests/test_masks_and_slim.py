@@ -315,7 +315,7 @@ class OptionalSkip(nn.Module):
 
 
 class SkipsByName(WithA):
-    untouched = ()
+    untouched = ("last.0",)
 
     def __init__(self):
         super().__init__()
