@@ -6,6 +6,7 @@ What goes wrong is one sentence on standard error, and an exit code of `bpl.exit
 import dataclasses
 import io
 import os
+import select
 import sys
 import time
 from dataclasses import dataclass
@@ -405,7 +406,7 @@ def main(arguments: list[str] | None = None) -> None:
     except ProcessLost as error:
         code = _say(f"{error}; {_GO_ON}", 1)
     except (OSError, ArithmeticError) as error:
-        code = _say(error, 1)
+        code = 1 if isinstance(error, BrokenPipeError) and _reader_has_left() else _say(error, 1)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -424,6 +425,13 @@ def _go_on(arguments: list[str] | None) -> str:
     return f"; {_GO_ON}" if words[:1] in (["run"], ["sweep"]) else ""
 
 
+def _reader_has_left() -> bool:
+    """Whether standard output is a pipe that nobody reads any more, as in ``bpl status GRID | head``."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 def _written_out() -> int:
     """Write out what was printed; 1 where it cannot be, as where the disk behind standard output is full."""
     if sys.stdout is None:  # closed by the caller (bpl ... >&-): nothing was to be printed
@@ -431,7 +439,10 @@ def _written_out() -> int:
     try:
         sys.stdout.flush()
     except OSError as error:
+        left = isinstance(error, BrokenPipeError) and _reader_has_left()
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        if left:  # it has seen what it wanted, and wants no message
+            return 1
         return _say(f"standard output cannot be written: {error}")
     return 0
 

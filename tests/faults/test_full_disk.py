@@ -218,6 +218,15 @@ def test_standard_output_that_is_closed_is_no_error():
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_reader_that_leaves_gets_no_message():
+    """As in ``bpl data | head -1``: the pipe has no reader when the table is written."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    with os.fdopen(writes, "w") as pipe:
+        done = subprocess.run([sys.executable, "-m", "bpl", "data"], stdout=pipe, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 def test_a_file_that_the_system_cuts_off_leaves_the_older_one(tmp_path):
     """The kernel's own refusal, in the middle of a write: files of this process may have 100,000 bytes."""
     path = tmp_path / "checkpoint.pt"
