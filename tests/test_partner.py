@@ -177,6 +177,42 @@ def test_nothing_to_grow_is_an_error_that_names_the_network(model):
     assert same_state(before, model.state_dict())
 
 
+class Twice(nn.Module):
+    """One encoder for two images, as in networks that look for changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(conv(3, WIDTH), nn.BatchNorm2d(WIDTH), nn.ReLU())
+        self.head = conv(2 * WIDTH, 2, 1)
+
+    def forward(self, before, after):
+        return self.head(torch.cat((self.encoder(before), self.encoder(after)), 1))
+
+
+def test_a_part_that_is_used_twice_is_named_and_can_be_grown_by_itself():
+    model = randomise_statistics(Twice().double())
+    with pytest.raises(ValueError, match="of its 2 convolutions 1 are used more than once .*; no other one has a kernel"):
+        bpl.grow_partners(model)
+    bpl.grow_partners(model.encoder)
+    small = copy.deepcopy(randomise_statistics(model))
+    small.encoder = bpl.fuse_partners(model.encoder)
+    pair = images(size=SIZE), images(size=SIZE).flip(3)
+    assert not torch.equal(*pair)
+    assert bpl.check_same(model, small, pair) < 1e-12
+
+
+def test_frozen_blocks_are_left_as_they_are():
+    """A partner in them would change what they compute, and never learn."""
+    model = Net()
+    model.stem.requires_grad_(False)
+    frozen = state(model.stem)
+    grown = bpl.grow_partners(model)
+    assert partner_blocks(grown) and not partner_blocks(grown.stem)
+    assert same_state(frozen, grown.stem.state_dict())
+    with pytest.raises(ValueError, match=r"of its 3 convolutions 3 are frozen \(requires_grad"):
+        bpl.grow_partners(chain().requires_grad_(False))
+
+
 def test_modes_are_kept_even_where_they_are_mixed():
     for training in (True, False):
         model = Net().train(training)
@@ -316,5 +352,5 @@ def test_a_layer_that_a_plain_list_holds_gets_no_partner_that_the_forward_pass_w
 
 
 def test_a_network_whose_layers_all_are_in_plain_lists_is_refused_by_what_to_do():
-    with pytest.raises(ValueError, match=r"2 that would do are held in a plain list too.*nn\.ModuleList"):
+    with pytest.raises(ValueError, match=r"2 are held in a plain list too.*nn\.ModuleList"):
         bpl.grow_partners(Listed(registered_only=False))

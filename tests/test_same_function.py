@@ -1,6 +1,7 @@
 """`bpl.check_same`: what it lets pass, and what it does not."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -67,3 +68,62 @@ def test_a_small_network_that_fails_says_so():
     small.last[0] = nn.Conv2d(WIDTH - 1, WIDTH, 3).double()
     with pytest.raises(ValueError, match="not the same network: the small one fails on these images .*channels"):
         bpl.check_same(model, small, images(size=SIZE))
+
+
+@dataclasses.dataclass
+class Found:
+    logits: torch.Tensor
+    boxes: torch.Tensor
+    sure: torch.Tensor
+
+
+class InAnObject(Net):
+    def forward(self, x):
+        logits = super().forward(x)
+        return Found(logits, logits[:0], logits > 0)
+
+
+def test_the_fields_of_an_object_are_compared():
+    """As of a detection network: logits, no boxes, and what is true or false."""
+    model, other = randomise_statistics(InAnObject().double()), randomise_statistics(InAnObject().double(), seed=1)
+    assert bpl.check_same(model, model, images(size=SIZE)) == 0
+    with pytest.raises(ValueError, match="outputs differ by"):
+        bpl.check_same(model, other, images(size=SIZE))
+
+
+class Hidden:
+    def __init__(self, logits):
+        self.logits = logits
+
+
+class InAnUnknownObject(Net):
+    def forward(self, x):
+        return Hidden(super().forward(x))
+
+
+def test_an_output_that_cannot_be_looked_into_is_refused():
+    model = InAnUnknownObject().double()
+    with pytest.raises(ValueError, match="nothing to compare: the output of the network, a Hidden, has no tensor"):
+        bpl.check_same(model, model, images(size=SIZE))
+
+
+class OfTwo(Net):
+    def forward(self, before, after):
+        return super().forward(after) - super().forward(before)
+
+
+def test_a_network_of_two_inputs():
+    model, pair = OfTwo().double(), (images(size=SIZE), images(size=SIZE) + 1)
+    assert bpl.check_same(model, copy.deepcopy(model), pair) == 0
+
+
+def test_numbers_of_16_bits_are_compared_as_finely_as_they_are_kept():
+    model = randomise_statistics(Net()).to(torch.bfloat16)
+    small = bpl.fuse_partners(bpl.grow_partners(copy.deepcopy(model)))
+    x = images(size=SIZE).to(torch.bfloat16)
+    rounded = copy.deepcopy(model)
+    with torch.no_grad():
+        rounded.fc.weight.mul_(1 + 2**-7)
+    assert 1e-4 < bpl.check_same(model, rounded, x) < 8 * 2**-7
+    with pytest.raises(ValueError, match="allowed is 0.0625"):
+        bpl.check_same(model, small, x)

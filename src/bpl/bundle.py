@@ -49,17 +49,20 @@ def write_bundle(target: Path, folder: Path | None = None) -> int:
     """Write all records below a results folder into one file, whole or not at all. Equal records give equal bytes.
 
     Args:
-        target: the .zip file; an older one is replaced.
+        target: the .zip file; an older bundle is replaced.
         folder: the results folder; None for the checkout's.
 
     Returns:
         The number of records.
 
     Raises:
-        RecordError: one of them is broken.
+        BundleError: there is another file of that name.
+        RecordError: one of the records is broken.
         OSError: the file could not be written.
     """
     folder = folder or results_folder()
+    if target.is_file() and not _may_be_replaced(target):
+        raise BundleError(f"{target} is there and is no bundle of records: it is not replaced; name another file")
     content, count = io.BytesIO(), 0
     with folder_held(target.parent):  # from reading to writing: what another one reads later is not replaced by this
         with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
@@ -69,6 +72,15 @@ def write_bundle(target: Path, folder: Path | None = None) -> int:
                 count += 1
         write_atomic(target, content.getbuffer())
     return count
+
+
+def _may_be_replaced(target: Path) -> bool:
+    """Whether a file is a bundle by the names in it, or empty."""
+    try:
+        with zipfile.ZipFile(target) as archive:
+            return all(_SAFE.fullmatch(name) for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return target.stat().st_size == 0
 
 
 def merge_bundles(bundles: list[Path], folder: Path | None = None, *, replace: bool = False) -> Merged:

@@ -20,7 +20,7 @@ from torch import fx, nn
 from bpl.chance import chance_kept
 from bpl.channel_sets import Channels, ChannelSets
 from bpl.channel_walk import ConvSite, Walk
-from bpl.copies import check_is_network, without_values
+from bpl.copies import check_is_bare, without_values
 from bpl.ordinary import is_patched
 from bpl.tracing import Tracer, in_one_line
 
@@ -63,16 +63,9 @@ def _trace(model: nn.Module, training: bool | None) -> _Trace:
         return _Trace(twin, tracer.trace(twin, _defaults(model)), tracer.closed)
 
 
-def _refuse_what_is_no_network(model: nn.Module) -> None:
-    """Raise an error for what a network is wrapped in or was turned into, and say where the network itself is."""
-    check_is_network(model)
-    wrapped = f"cannot look into this {type(model).__name__}: "
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        raise ValueError(wrapped + "give it the network inside, model.module, and wrap the result again")
-    if hasattr(model, "_orig_mod"):  # of torch.compile
-        raise ValueError(wrapped + "give it the network that was compiled, and compile the result")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ValueError(wrapped + "give it the network that was scripted or traced")
+def _check_can_be_traced(model: nn.Module) -> None:
+    """Raise an error for what `torch.fx` cannot look into, and say what could be given instead."""
+    check_is_bare(model)
     if is_patched(model):  # torch.fx would trace the forward pass of its class
         raise ValueError(
             f"cannot trace this {type(model).__name__}: its forward pass was replaced on the object; "
@@ -98,8 +91,8 @@ def _traces(model: nn.Module) -> tuple[list[_Trace], fx.Graph]:
         except Exception as error:  # torch.fx raises whatever the traced code raises on a proxy
             if present:
                 raise ValueError(
-                    f"cannot trace {type(model).__name__}: its forward pass must not branch on tensor values "
-                    f"({in_one_line(error)})"
+                    f"cannot trace {type(model).__name__}: torch.fx cannot follow its forward pass, which may branch on "
+                    f"values or change tensors in place ({in_one_line(error)})"
                 ) from error
             continue
         if present:
@@ -138,7 +131,7 @@ class ChannelGraph:
     """
 
     def __init__(self, model: nn.Module):
-        _refuse_what_is_no_network(model)
+        _check_can_be_traced(model)
         self.model = model
         traces, self.traced = _traces(model)
         self.modules = dict(model.named_modules())

@@ -370,6 +370,8 @@ class BundleRecords:
     def __call__(self) -> int:
         from bpl.bundle import write_bundle
 
+        if self.out is not None and not self.out.is_dir():
+            raise ValueError(f"--out is {self.out}: there is no such folder of records")
         print(f"{write_bundle(self.bundle, self.out)} records in {self.bundle}")
         return 0
 

@@ -183,6 +183,8 @@ class RunConfig:
         for name in ("dataset", "data"):
             if isinstance(getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(getattr(self, name)))  # a record holds plain values only
+        if isinstance(self.dataset, str) and self.dataset not in ("", *CARDS):
+            object.__setattr__(self, "dataset", _one_spelling(self.dataset))
         _one_of("tier", self.tier, tuple(TIERS))
         _one_of("method", self.method, METHODS)
         filled = USUAL | TIERS[self.tier] | BY_METHOD.get(self.method, {})
@@ -237,7 +239,7 @@ class RunConfig:
         for name in ("dataset", "data"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} is {shown(getattr(self, name))}: it must be a name or the path of a folder")
-        if self.dataset not in CARDS and not _is_there(self.dataset, Path.is_dir):
+        if self.dataset not in CARDS and not (self.dataset and _is_there(self.dataset, Path.is_dir)):
             raise ValueError(
                 f"unknown data set {shown(self.dataset)}: allowed are {', '.join(CARDS)}, or a folder of class folders"
             )
@@ -370,6 +372,12 @@ class RunConfig:
             if always or value != usual[field.name]:
                 words.append(f"--{field.name.replace('_', '-')} {shlex.quote(str(value))}")
         return " ".join(words)
+
+
+def _one_spelling(folder: str) -> str:
+    """A folder as everybody spells it, so that ``images/``, ``./images`` and ``images`` are one data set."""
+    plain = os.path.normpath(os.path.expanduser(folder))
+    return os.path.join(".", plain) if plain in CARDS else plain  # a folder ./ucm is not the data set ucm
 
 
 def _is_there(place: str, is_it: Callable[[Path], bool]) -> bool:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from bpl.shown import shown
 
@@ -14,6 +15,28 @@ def check_is_network(model: object) -> None:
     """Raise a TypeError for what is no `nn.Module`."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"the model is {shown(model)}, a {type(model).__name__}: it must be a torch.nn.Module")
+
+
+def check_is_bare(model: object) -> None:
+    """Raise an error for what is no network, and for what a network is wrapped in or was turned into.
+
+    Args:
+        model: what was given as a network.
+
+    Raises:
+        TypeError: not a network.
+        ValueError: a wrapper; the message says where the network itself is.
+    """
+    check_is_network(model)
+    wrapped = f"cannot look into this {type(model).__name__}: "
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise ValueError(wrapped + "give it the network inside, model.module, and wrap the result again")
+    if isinstance(model, AveragedModel):
+        raise ValueError(wrapped + "give it the network inside, model.module")
+    if hasattr(model, "_orig_mod"):  # of torch.compile
+        raise ValueError(wrapped + "give it the network that was compiled, and compile the result")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError(wrapped + "give it the network that was scripted or traced")
 
 
 def copy_of(model: nn.Module) -> nn.Module:

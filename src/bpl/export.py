@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as tensors_to_bytes
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from bpl.atomic import write_together
+from bpl.copies import check_is_bare
 from bpl.models import build_model
 from bpl.norm_act import take_apart
 from bpl.partner import partner_blocks, replace_module
@@ -41,14 +43,15 @@ def exports_of(weights: Path) -> tuple[Path, Path, Path]:
 
 
 def refuse_unfused(model: nn.Module) -> None:
-    """Refuse a network with partners.
+    """Refuse a network with partners, or inside a wrapper, under whose names no other network has its layers.
 
     Args:
         model: the network.
 
     Raises:
-        ValueError: it has partners.
+        ValueError: it has partners, or is a wrapper.
     """
+    check_is_bare(model)
     if blocks := partner_blocks(model):
         raise ValueError(
             f"{next(iter(blocks))!r} still has a partner: call bpl.fuse_partners before saving or exporting"
@@ -349,7 +352,10 @@ def _empty(*shape: int) -> nn.Parameter:
 def _reshape(module: nn.Module, name: str, *shape: int) -> None:
     """Give a parameter or buffer of a layer, where it has one, another shape."""
     old = getattr(module, name)
-    if old is not None:
+    if is_parametrized(module, name):  # computed from other tensors, which are in the file
+        if old.shape != shape:
+            raise ModelFileError(f"a {type(module).__name__} computes its {name} of shape {tuple(old.shape)}, not {shape}")
+    elif old is not None:
         new = _empty(*shape)
         setattr(module, name, new.requires_grad_(old.requires_grad) if isinstance(old, nn.Parameter) else new.detach())
 

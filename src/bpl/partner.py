@@ -1,5 +1,7 @@
 """Extension and fusion on whole networks: every k x k conv block gets a partner, and gives it back exactly."""
 
+from collections import Counter
+
 from torch import nn
 
 from bpl.channels import ChannelGraph
@@ -10,6 +12,13 @@ from bpl.partner_shapes import KINDS, SHAPES, fits
 
 _OWN_TABLES = vars(nn.Module()).keys()  # in which torch keeps submodules, parameters, hooks
 _CONTAINERS = (list, tuple, set, dict)
+# Why a block that would do is left alone, as the end of "of its 7 convolutions 3 ..."
+_SHARED = "are used more than once (the shared part can be grown by itself, such as grow_partners(model.encoder))"
+_FROZEN = "are frozen (requires_grad of their weights is False)"
+_IN_LISTS = (
+    "are held in a plain list too, through which the forward pass may call them (nn.ModuleList or nn.Sequential in its "
+    "place would do)"
+)
 LARGEST_KERNEL = 6  # the released code grows partners for 1 < k < 7: a 7 x 7 stem has none
 
 
@@ -67,11 +76,16 @@ def grow_partners(model: nn.Module, kind: str = "same") -> nn.Module:
     """Give every k x k convolution that a batch normalisation follows a partner (BPL, extension step).
 
     A partner is a second convolution of the same shape with its own batch normalisation, whose output is added to the
-    original's before the activation. Convolutions with 1 < k < 7 get one, as in the released code; others, and those
-    whose output something other than one BatchNorm2d reads (DenseNet's pre-activation order), are left alone. Blocks
-    that have a partner keep it. So are those with forward hooks, or whose normalisation has any: what a hook changes
-    could not be fused; and those that a module also holds in a plain list, through which it may call them. A
-    normalisation that holds its activation (timm's BatchNormAct2d) is taken apart.
+    original's before the activation. Convolutions with 1 < k < 7 get one, as in the released code. Blocks that have a
+    partner keep it. Left alone are other convolutions and
+
+    - those whose output something other than one BatchNorm2d reads (DenseNet's pre-activation order);
+    - those that the forward pass uses more than once: the shared part of a network can be grown by itself;
+    - frozen ones (``requires_grad`` is False): a fresh partner would change what they compute;
+    - those with forward hooks, or whose normalisation has any: what a hook changes could not be fused;
+    - those that a module also holds in a plain list, through which it may call them.
+
+    A normalisation that holds its activation (timm's BatchNormAct2d) is taken apart.
 
     Args:
         model: any network that ``torch.fx`` can trace. It is changed in place.
@@ -90,19 +104,25 @@ def grow_partners(model: nn.Module, kind: str = "same") -> nn.Module:
     sites = graph.sites
     modules = dict(model.named_modules())
     held = _held_elsewhere(model)
-    in_lists = 0
+    left: Counter[str] = Counter()  # why blocks that would do are left alone -> how many
     strange: set[str] = set()  # classes of normalisations that are not what a block can be made of
     for name, site in sites.items():
-        if site.norm is None or graph.calls[name] > 1 or graph.calls[site.norm] > 1:
-            continue  # a layer used twice belongs to no single block
+        if site.norm is None:
+            continue
         conv, parts = modules[name], take_apart(modules[site.norm])
         if parts is None:
             strange.add(type(modules[site.norm]).__name__)
             continue
         norm, rest = parts
         if _may_have_partner(conv, norm, kind):
+            if max(graph.calls[name], graph.calls[site.norm]) > 1:  # it belongs to no single block
+                left[_SHARED] += 1
+                continue
+            if not conv.weight.requires_grad:
+                left[_FROZEN] += 1
+                continue
             if not held.isdisjoint((id(conv), id(modules[site.norm]))):
-                in_lists += 1
+                left[_IN_LISTS] += 1
                 continue
             partners = SHAPES[kind](conv, norm)
             # in this order: the block holds the norm, and would lose it to what is put in its place
@@ -110,17 +130,14 @@ def grow_partners(model: nn.Module, kind: str = "same") -> nn.Module:
             replace_module(model, name, PartnerConv2d(conv, norm, stage=site.stride, partners=partners))
     if not partner_blocks(model):
         others = ", ".join(sorted(strange))
+        which = f"none of its {len(sites)} convolutions"
+        if left:
+            which = f"of its {len(sites)} convolutions {'; '.join(f'{n} {why}' for why, n in left.items())}; no other one"
         raise ValueError(
-            f"nothing to grow in {type(model).__name__}: none of its {len(sites)} convolutions has a kernel of more "
+            f"nothing to grow in {type(model).__name__}: {which} has a kernel of more "
             f"than 1 and less than {LARGEST_KERNEL + 1} and is followed by one BatchNorm2d of its own"
             + ("" if kind == "same" else f", with the odd size and the padding that {kind} partners need")
             + (f" ({others} is not a batch normalisation and other layers after it)" if others else "")
-            + (
-                f"; {in_lists} that would do are held in a plain list too, through which the forward pass may call "
-                "them: nn.ModuleList or nn.Sequential in its place"
-                if in_lists
-                else ""
-            )
             + graph.what_is_closed()
         )
     return model

@@ -252,7 +252,7 @@ def iterate_records(folder: Path | None = None) -> Iterator[tuple[Path, Record]]
         yield path, load_record(path)
 
 
-def load_records(folder: Path | None = None, **where: Any) -> "pandas.DataFrame":
+def load_records(folder: str | Path | None = None, **where: Any) -> "pandas.DataFrame":
     """The records as a table, one row a run.
 
     Args:
@@ -271,7 +271,7 @@ def load_records(folder: Path | None = None, **where: Any) -> "pandas.DataFrame"
     """
     import pandas
 
-    folder = folder or results_folder()
+    folder = Path(folder or results_folder())
     rows = []
     for path, record in iterate_records(folder):
         try:

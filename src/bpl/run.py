@@ -30,8 +30,8 @@ LATENCY_BATCH = 1  # images; latency at other batch sizes is the latency noteboo
 def run(
     config: RunConfig,
     *,
-    folder: Path | None = None,
-    work: Path | None = None,
+    folder: str | Path | None = None,
+    work: str | Path | None = None,
     repeat: bool = False,
     progress: bool = True,
     watch: Watch | None = None,
@@ -66,6 +66,7 @@ def run(
         ValueError: images, config, checkpoint or an existing record cannot be used; the message says which and why.
         OSError: a file could not be written.
     """
+    folder, work = (None if place is None else Path(place) for place in (folder, work))
     processes.join(config)
     with processes.first_of_machine_first():
         images = load_images(config.dataset, config.image_size, config.data, progress and processes.rank() == 0)
@@ -88,7 +89,6 @@ def run(
             with suppress(RunBusy, OSError), only_here(place):
                 processes.decide(tidy)
         return record
-    split = make_split(images, config.split, config.seed)
     with only_here(place, wait, watch):
         if (record := processes.decide(recorded)) is not None:  # finished by another process meanwhile
             processes.decide(tidy)
@@ -97,6 +97,7 @@ def run(
         with logged(place, config) as log:
             if repeat:
                 processes.decide(lambda: _begin_again(checkpoint, repeating, images))
+            split = make_split(images, config.split, config.seed)
             where = {"folder": folder, "work": work, "progress": progress, "watch": watch, "beside": beside}
 
             def dense() -> nn.Module:

@@ -70,11 +70,15 @@ class Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> object:
+        if module not in self.submodule_paths and type(module) is nn.Sequential:
+            return forward(*args, **kwargs)  # part of another one, as self.features[:4] is: its layers have names
         self._takes_one_map = not kwargs and [type(arg) for arg in args] == [_Proxy]
         nodes, depth = len(self.graph.nodes), len(self.module_stack)
         try:
             return super().call_module(module, forward, args, kwargs)
         except Exception as error:  # whatever the traced code raises on a proxy
+            if module not in self.submodule_paths:
+                raise
             for node in list(self.graph.nodes)[nodes:][::-1]:
                 self.graph.erase_node(node)
             while len(self.module_stack) > depth:
