@@ -69,6 +69,26 @@ def test_a_folder_without_records_gives_an_empty_bundle(tmp_path):
     assert merge_bundles([tmp_path / "deep" / "records.zip"], tmp_path / "here") == Merged(0, 0, 0)
 
 
+@pytest.mark.parametrize("content", [b"- {dataset: ucm, method: bpl}", b"PK"], ids=["a grid", "a damaged archive"])
+def test_a_file_that_is_no_bundle_is_not_replaced(tmp_path, content):
+    """As where the grid is named twice: ``bpl sweep grid.yaml --bundle grid.yaml``."""
+    (tmp_path / "mine").write_bytes(content)
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.writestr("beach/1.tif", b"pixels")
+    for name in ("mine", "images.zip"):
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(BundleError, match=f"{name} is there and is no bundle of records: it is not replaced"):
+            write_bundle(tmp_path / name, tmp_path / "none")
+        assert (tmp_path / name).read_bytes() == before
+
+
+def test_a_results_folder_that_is_not_there_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["records", "bundle", str(tmp_path / "new.zip"), "--out", str(tmp_path / "mistyped")])
+    assert ended.value.code == 2 and "mistyped: there is no such folder of records" in capsys.readouterr().err
+    assert not (tmp_path / "new.zip").exists()
+
+
 def test_a_broken_record_is_not_bundled_and_the_older_bundle_stays(bundle, tmp_path):
     before, victim = bundle.read_bytes(), next((tmp_path / "there" / "ucm").iterdir())
     victim.write_text(victim.read_text()[:-20])

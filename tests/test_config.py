@@ -234,6 +234,19 @@ def test_a_path_object_is_as_good_as_its_text(tmp_path):
     json.dumps(config.to_dict())  # what a record needs
 
 
+def test_a_folder_of_images_is_one_data_set_however_it_is_spelt(tmp_path, monkeypatch):
+    for name in ("images", "ucm"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    spellings = ("images", "images/", "./images", "images/deep/..", ".//images/.")
+    assert len({RunConfig(spelling, "dense").run_name("real") for spelling in spellings}) == 1
+    assert RunConfig("~/images", "dense") == RunConfig(tmp_path / "images", "dense")
+    assert RunConfig("ucm/", "dense").dataset == "./ucm" != RunConfig("ucm", "dense").dataset
+    with pytest.raises(ValueError, match="unknown data set ''"):
+        RunConfig("", "dense")
+
+
 def test_run_names_of_different_runs_differ_and_say_what_the_run_is():
     config = RunConfig("ucm", "bpl", ratio=0.5, seed=2)
     assert config.run_name("real").startswith("bpl-resnet18-r0.50-s2-")

@@ -102,6 +102,52 @@ def test_a_network_that_takes_colour_images_is_given_them_whatever_its_first_con
     assert image_channels(Net(), 8) == image_channels(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), 8) == 3
 
 
+class Doubled(Net):
+    """Takes grey images, or colour ones in two channels: no convolution says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = block(6)
+
+    def forward(self, x):
+        return super().forward(x.repeat(1, 6 // x.shape[1], 1, 1))
+
+
+def test_channels_that_no_convolution_tells_can_be_said(tmp_path):
+    model = Doubled().eval()
+    assert bpl.count_macs(model, 8, channels=1) == bpl.count_macs(model, 8, channels=2) > 0
+    assert bpl.measure_latency(model, 8, channels=2, seconds=0).passes == 5
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(bpl.export_onnx(model, tmp_path / "net.onnx", 8, channels=2))
+    assert session.get_inputs()[0].shape[1:] == [2, 8, 8]
+    with pytest.raises(ValueError, match="channels is 0: an image has at least 1"):
+        bpl.count_macs(model, 8, channels=0)
+
+
+class OfTwo(Net):
+    def forward(self, before, after):
+        return super().forward(after - before)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        lambda model, path: bpl.count_macs(model, 8),
+        lambda model, path: bpl.measure_latency(model, 8, seconds=0),
+        lambda model, path: bpl.export_onnx(model, path, 8),
+    ],
+    ids=["count_macs", "measure_latency", "export_onnx"],
+)
+def test_a_network_that_one_image_is_not_enough_for_is_refused_in_one_sentence(what, tmp_path):
+    with pytest.raises(ValueError, match="^OfTwo does not take an image of 3 x 8 x 8 by itself: TypeError: .*'after'$"):
+        what(OfTwo().eval(), tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_module_without_parameters_has_no_macs():
+    assert bpl.count_macs(nn.ReLU(), 8) == 0
+
+
 def test_an_image_without_pixels_is_refused():
     with pytest.raises(ValueError, match="image_size is -3: it must be at least 1 pixel"):
         bpl.count_macs(bpl.build_model("resnet18", 5, 32, width=8), -3)

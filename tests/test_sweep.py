@@ -95,6 +95,21 @@ def test_comments_and_the_words_of_yaml_are_read(grid):
     assert [c.slim_at for c in load_grid(path)] == ["freeze", "none", 30]
 
 
+def test_numbers_and_words_are_those_of_yaml_1_2(grid):
+    """As the tables of the book and the command line write them."""
+    path = grid("- {dataset: ucm, method: bpl, learning_rate: [5e-4, 5.0e-4, .1, 1E+1], weight_decay: 1, compile: off}\n")
+    configs = load_grid(path)
+    assert [c.learning_rate for c in configs] == [5e-4, 0.1, 10.0]
+    assert {c.compile for c in configs} == {"off"} and {c.weight_decay for c in configs} == {1.0}
+
+
+def test_a_key_given_twice_in_json_is_refused(tmp_path):
+    path = tmp_path / "grid.json"
+    path.write_text('[{"dataset": "ucm", "method": "bpl", "seed": 1, "seed": 2}]')
+    with pytest.raises(GridError, match="the key 'seed' is given 2 times"):
+        load_grid(path)
+
+
 BAD_GRIDS = {
     "not YAML": ("- {dataset: ucm", "cannot be read"),
     "tabs": ("-\tdataset: ucm\n\tmethod: [", "cannot be read"),
@@ -112,7 +127,8 @@ BAD_GRIDS = {
     ),
     "a missing key": ("- {dataset: ucm}", "lacks the key 'method'"),
     "a bad value": ("- {dataset: ucm, method: bpl, ratio: [0.5, 1.5]}", "ratio is 1.5"),
-    "a number that YAML reads as a word": ("- {dataset: ucm, method: bpl, learning_rate: 1e-3}", "is '1e-3'"),
+    "a word for a number": ("- {dataset: ucm, method: bpl, ratio: '0.5'}", "ratio is '0.5': it must be a number of at"),
+    "a key given twice": ("- {dataset: ucm, method: bpl, epochs: 1, epochs: 3}", "the key 'epochs' is given 2 times"),
     "a nested list": ("- {dataset: ucm, method: bpl, ratio: [[0.5]]}", "ratio is [0.5]"),
     "a mapping for a value": ("- {dataset: {a: b}, method: bpl}", "dataset is {'a': 'b'}"),
     "an empty list of values": ("- {dataset: ucm, method: bpl, seed: []}", "stands for no run"),

@@ -398,7 +398,8 @@ def _is_number(value: Any) -> bool:
 
 def _within(what: str, value: Any, low: float, high: float) -> None:
     if not (_is_number(value) and low <= value < high):
-        raise ValueError(f"{what} is {shown(value)}: it must be at least {low} and less than {high}")
+        number = "" if _is_number(value) else "a number of "
+        raise ValueError(f"{what} is {shown(value)}: it must be {number}at least {low} and less than {high}")
 
 
 def _whole(what: str, value: Any, least: int, most: int) -> None:

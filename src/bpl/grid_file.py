@@ -1,10 +1,14 @@
 """The content of a grid file, YAML or JSON, from whoever wrote it: plain values, and not too many of them.
 
 YAML is read with its safe loader, which makes no objects. What it does make is counted before it is made: an alias
-(``*name``) stands for a whole value, so that ten lines can stand for a billion values.
+(``*name``) stands for a whole value, so that ten lines can stand for a billion values. Words and numbers are those of
+YAML 1.2, which has 5e-4 for a number and ``off`` for a word, where pyyaml knows YAML 1.1 only.
 """
 
 import json
+import re
+from collections import Counter
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +38,7 @@ def read_grid_file(path: Path) -> list[Any]:
         if len(text) > LARGEST:
             raise ValueError(f"it has more than {LARGEST:,} characters")
         if path.suffix == ".json":
-            content = json.loads(text)
+            content = json.loads(text, object_pairs_hook=_mapping)
             return content if isinstance(content, list) and content and isinstance(content[0], list) else [content]
         return _documents(text) or [None]
     except ModuleNotFoundError as error:
@@ -44,11 +48,42 @@ def read_grid_file(path: Path) -> list[Any]:
         raise GridError(f"grid {path} cannot be read: {reason}") from error
 
 
+_WORDS = {  # of YAML 1.2: tag -> what is read as it, and what that may start with
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+}
+
+
+def _refuse_twice(keys: Iterable[Hashable]) -> None:
+    """Raise an error where a mapping has a key twice: one of its values would be lost."""
+    for key, count in Counter(keys).items():
+        if count > 1:
+            raise ValueError(f"the key {key!r} is given {count} times in one entry")
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON."""
+    _refuse_twice(key for key, _ in pairs)
+    return dict(pairs)
+
+
 def _documents(text: str) -> list[Any]:
     """The documents of a YAML text."""
     import yaml  # here, so that a machine without it can still run a grid in JSON
 
-    loader, documents = yaml.SafeLoader(text), []
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers = {
+            first: [(tag, read) for tag, read in known if tag.rpartition(":")[2] not in _WORDS]
+            for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+    for word, (pattern, first) in _WORDS.items():
+        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{word}", re.compile(f"^(?:{pattern})$"), list(first))
+    loader, documents = Loader(text), []
     try:
         while loader.check_node():
             node = loader.get_node()
@@ -66,6 +101,8 @@ def _values(node: Any, known: dict[int, int]) -> int:
         return 1
     if id(node) not in known:
         known[id(node)] = MOST_VALUES + 1  # what an alias to the node itself, from within it, would count for
+        if node.id == "mapping":
+            _refuse_twice(key.value for key, _ in node.value if isinstance(key.value, str))
         children = [child for item in node.value for child in (item if isinstance(item, tuple) else (item,))]
         known[id(node)] = 1 + sum(_values(child, known) for child in children)
     return known[id(node)]

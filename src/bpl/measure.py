@@ -3,7 +3,8 @@
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bpl.copies import copy_of
+from bpl.exit_codes import one_line
 
 BACKENDS = ("eager", "compile", "onnxruntime")
 CLOCKS = ("wall", "processor")
@@ -48,60 +50,90 @@ def pass_shapes(shapes: nn.Module, channels: int, image_size: int) -> None:
         image_size: its height and width in pixels.
 
     Raises:
-        ValueError: a size below 1.
+        ValueError: a size below 1, or an image that the network does not take.
     """
     if image_size < 1:
         raise ValueError(f"image_size is {image_size}: it must be at least 1 pixel")
-    shapes(torch.empty(1, channels, image_size, image_size, device="meta", dtype=next(shapes.parameters()).dtype))
+    dtype = next((parameter.dtype for parameter in shapes.parameters()), None)
+    try:
+        shapes(torch.empty(1, channels, image_size, image_size, device="meta", dtype=dtype))
+    except Exception as error:  # whatever a layer raises on an image that is not its own
+        raise ValueError(
+            f"{type(shapes).__name__} does not take an image of {channels} x {image_size} x {image_size} by itself: "
+            f"{type(error).__name__}: {one_line(error)}"
+        ) from error
 
 
-def image_channels(model: nn.Module, image_size: int) -> int:
+@contextmanager
+def blamed_on_images(model: nn.Module, image_size: int, channels: int | None) -> Iterator[None]:
+    """What fails within and has its reason in the images is said as `pass_shapes` says it.
+
+    Args:
+        model: the network that images are sent through.
+        image_size: their height and width in pixels.
+        channels: as of `count_macs`.
+    """
+    try:
+        yield
+    except Exception:
+        pass_shapes(on_meta(model), image_channels(model, image_size, channels), image_size)
+        raise
+
+
+def image_channels(model: nn.Module, image_size: int, channels: int | None = None) -> int:
     """How many channels the images of a network have.
 
     Args:
         model: the network; it is not changed, and nothing is computed.
         image_size: height and width of the images in pixels.
+        channels: what is known; None to look at the network.
 
     Returns:
-        The input channels of its first convolution. Where these are not 3, the network may still take images with 3
+        What is known, or the input channels of its first convolution. Where these are not 3, the network may still take images with 3
         channels (it rearranges them first, or has a convolution of a head before its stem): if it does, 3.
     """
+    if channels is not None:
+        if channels < 1:
+            raise ValueError(f"channels is {channels}: an image has at least 1")
+        return channels
     convs = (module for module in model.modules() if isinstance(module, nn.Conv2d))
     channels = next((conv.in_channels for conv in convs), 3)
     if channels != 3:
         try:
             pass_shapes(on_meta(model), 3, image_size)
-        except Exception:  # whatever a layer raises on images that are not its own
+        except ValueError:
             return channels
     return 3
 
 
-def count_macs(model: nn.Module, image_size: int) -> int:
+def count_macs(model: nn.Module, image_size: int, channels: int | None = None) -> int:
     """Multiply-accumulates of one image's forward pass in convolutions and linear layers.
 
     Args:
         model: a network; it is not changed.
         image_size: height and width of the image in pixels.
+        channels: of the image; None for what the network's first convolution reads, or 3 where it takes that too.
 
     Returns:
         MACs (half of what `torch.utils.flop_counter` counts as FLOPs). Batch normalisation, activations and biases are
         not counted. Nothing is computed: the count runs on the meta device.
 
     Raises:
-        ValueError: a size below 1.
+        ValueError: a size below 1, or an image that the network does not take.
     """
-    return macs_of_modules(model, image_size)[""]
+    return macs_of_modules(model, image_size, channels)[""]
 
 
-def macs_of_modules(model: nn.Module, image_size: int) -> dict[str, int]:
+def macs_of_modules(model: nn.Module, image_size: int, channels: int | None = None) -> dict[str, int]:
     """`count_macs` of every module of a network that has any, by name; "" is the whole network.
 
     Args:
         model: a network; it is not changed.
         image_size: height and width of the image in pixels.
+        channels: as of `count_macs`.
     """
     shapes = on_meta(model)
-    channels = image_channels(shapes, image_size)
+    channels = image_channels(shapes, image_size, channels)
     with FlopCounterMode(display=False) as counter:
         pass_shapes(shapes, channels, image_size)
     counts = counter.get_flop_counts()  # "ResNet.layer1.0.conv1" -> operation -> FLOPs
@@ -141,13 +173,16 @@ class Latency:
     device: str
 
 
-def forward_pass(model: nn.Module, image_size: int, backend: str) -> Callable[[int], Callable[[], object]]:
+def forward_pass(
+    model: nn.Module, image_size: int, backend: str, channels: int | None = None
+) -> Callable[[int], Callable[[], object]]:
     """Make ready what runs a network in evaluation mode.
 
     Args:
         model: the network, on the device to run on; it is not changed.
         image_size: height and width of the images in pixels.
         backend: ``eager``, ``compile`` (torch.compile) or ``onnxruntime`` (CPU).
+        channels: of the images; as of `count_macs`.
 
     Returns:
         A function from a batch size to a function without arguments that runs one forward pass of noise to its end.
@@ -159,7 +194,7 @@ def forward_pass(model: nn.Module, image_size: int, backend: str) -> Callable[[i
         raise ValueError(f"unknown backend {backend!r}: allowed are {', '.join(BACKENDS)}")
     network = copy_of(model).eval().to(memory_format=torch.channels_last)
     weight = next(network.parameters())
-    channels = image_channels(network, image_size)
+    channels = image_channels(network, image_size, channels)
 
     def noise(batch_size: int) -> torch.Tensor:
         images = torch.randn(batch_size, channels, image_size, image_size, device=weight.device, dtype=weight.dtype)
@@ -168,7 +203,7 @@ def forward_pass(model: nn.Module, image_size: int, backend: str) -> Callable[[i
     if backend == "onnxruntime":
         from bpl.onnx_files import onnx_session
 
-        session = onnx_session(network, image_size)
+        session = onnx_session(network, image_size, channels)
 
         def make(batch_size: int) -> Callable[[], object]:
             array = noise(batch_size).cpu().numpy()
@@ -198,6 +233,7 @@ def measure_latency(
     batch_size: int = 1,
     backend: str = "eager",
     *,
+    channels: int | None = None,
     seconds: float = 1.0,
     warm_up: int = 3,
 ) -> Latency:
@@ -208,6 +244,7 @@ def measure_latency(
         image_size: height and width of the images in pixels.
         batch_size: images in a pass.
         backend: ``eager``, ``compile`` (torch.compile) or ``onnxruntime`` (CPU).
+        channels: of the images; as of `count_macs`.
         seconds: time to spend on counted passes; at least 5 passes are made.
         warm_up: passes made before, not counted.
 
@@ -215,14 +252,15 @@ def measure_latency(
         Median and quartiles, with all that they depend on.
 
     Raises:
-        ValueError: unknown backend, or a batch size below 1.
+        ValueError: unknown backend, a batch size below 1, or images that the network does not take.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
     device = next(model.parameters()).device
-    run = forward_pass(model, image_size, backend)(batch_size)
-    for _ in range(warm_up):
-        run()
+    with blamed_on_images(model, image_size, channels):
+        run = forward_pass(model, image_size, backend, channels)(batch_size)
+        for _ in range(warm_up):
+            run()
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < 5 or time.perf_counter() < end:

@@ -13,7 +13,7 @@ from torch import nn
 from bpl.atomic import write_atomic
 from bpl.copies import copy_of
 from bpl.export import FORMAT, ModelFileError, check_finished, describe_use, refuse_unfused
-from bpl.measure import image_channels
+from bpl.measure import blamed_on_images, image_channels
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -26,6 +26,7 @@ def export_onnx(
     path: str | Path,
     image_size: int,
     *,
+    channels: int | None = None,
     classes: Sequence[str] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -36,6 +37,7 @@ def export_onnx(
         model: a network without partners and without masked channels.
         path: the file to write.
         image_size: height and width of the images in pixels.
+        channels: of the images; None for what the network's first convolution reads, or 3 where it takes that too.
         classes: class names, in the order of the logits; they and what follows go into the file's metadata, from which
             `bpl predict` reads them.
         mean: per-channel mean of the images, 0..1.
@@ -45,34 +47,38 @@ def export_onnx(
         The path.
 
     Raises:
-        ValueError: the network still has partners, or channels of zeros that could be gone.
+        ValueError: the network still has partners, or channels of zeros that could be gone, is inside a wrapper, or does
+            not take such images.
         OSError: the file could not be written.
     """
     check_finished(model)
-    content = onnx_bytes(model, image_size, describe_use(model, classes, mean, std))
+    content = onnx_bytes(model, image_size, describe_use(model, classes, mean, std), channels)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, content)
     return path
 
 
-def onnx_bytes(model: nn.Module, image_size: int, use: dict[str, Any] | None = None) -> bytes:
+def onnx_bytes(
+    model: nn.Module, image_size: int, use: dict[str, Any] | None = None, channels: int | None = None
+) -> bytes:
     """A plain network as an ONNX file's content; input ``images`` (B, C, H, W), output ``logits`` (B, classes).
 
     Args:
         model: a network without partners.
         image_size: height and width of the images in pixels.
         use: as `describe_use` returns it: goes into the file's metadata, as JSON under the key ``bpl-model``.
+        channels: as of `export_onnx`.
 
     Raises:
-        ValueError: the network still has partners.
+        ValueError: the network still has partners, or does not take such images.
     """
     refuse_unfused(model)
     network = copy_of(model).eval()
     weight = next(network.parameters())
-    shape = (2, image_channels(network, image_size), image_size, image_size)
+    shape = (2, image_channels(network, image_size, channels), image_size, image_size)
     example = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
-    with warnings.catch_warnings():
+    with blamed_on_images(network, image_size, channels), warnings.catch_warnings():
         # what the exporter warns of in its own code (older names of its own functions) is no user's business
         warnings.filterwarnings("ignore", module=r"torch\.|onnxscript|onnx_ir|copyreg")
         program = torch.onnx.export(
@@ -91,9 +97,9 @@ def onnx_bytes(model: nn.Module, image_size: int, use: dict[str, Any] | None = N
     return buffer.getvalue()
 
 
-def onnx_session(model: nn.Module, image_size: int) -> "onnxruntime.InferenceSession":
+def onnx_session(model: nn.Module, image_size: int, channels: int | None = None) -> "onnxruntime.InferenceSession":
     """An onnxruntime session on the CPU for a plain network, with as many threads as torch uses."""
-    return open_session(onnx_bytes(model, image_size), Path("the exported network"))
+    return open_session(onnx_bytes(model, image_size, channels=channels), Path("the exported network"))
 
 
 def open_session(content: bytes, source: Path) -> "onnxruntime.InferenceSession":

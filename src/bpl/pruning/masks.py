@@ -6,6 +6,7 @@ them. A mask is a bool tensor with one entry per filter, True = kept.
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -191,8 +192,8 @@ def choose_masks(
         ValueError: ratio outside [0, 1), round_to below 1, unknown scope, widths that do not fit, or nothing that can
             be pruned.
     """
-    if not 0 <= ratio < 1:
-        raise ValueError(f"ratio is {ratio}: the share of filters removed must be at least 0 and less than 1")
+    if not (isinstance(ratio, Real) and 0 <= ratio < 1):
+        raise ValueError(f"ratio is {shown(ratio)}: the share of filters removed must be at least 0 and less than 1")
     if not isinstance(round_to, int) or round_to < 1:
         raise ValueError(f"round_to is {round_to!r}: it must be a whole number of at least 1")
     sets = prunable_sets(graph, scope)
