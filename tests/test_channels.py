@@ -239,7 +239,9 @@ def test_a_forward_pass_that_branches_on_values_is_refused_in_one_sentence():
             return x if x.sum() > 0 else -x
 
     for function in (bpl.grow_partners, lambda m: bpl.prune_masks(m, 0.5), lambda m: bpl.slim(m, {})):
-        with pytest.raises(ValueError, match="cannot trace Branching: torch.fx cannot follow its forward pass") as caught:
+        with pytest.raises(
+            ValueError, match="cannot trace Branching: torch.fx cannot follow its forward pass"
+        ) as caught:
             function(Branching())
         assert "\n" not in str(caught.value)
 

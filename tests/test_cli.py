@@ -25,6 +25,7 @@ from support import (  # noqa: F401
 from bpl.cli import main
 from bpl.config import RunConfig
 from bpl.defaults import METHODS
+from bpl.defaults import METHODS, ONLY_FOR
 from bpl.export import save_model
 from bpl.models import NAMES, build_model
 from bpl.records import load_records, record_path
@@ -394,6 +395,26 @@ def test_help_says_what_the_exit_codes_mean(bpl):
     codes = [value for name, value in vars(exit_codes).items() if name.isupper() and isinstance(value, int)]
     assert sorted(codes) == [0, 1, 2, 75, 130, 143]
     assert all(f"{code} " in said.partition("Exit codes:")[2] for code in codes)
+
+
+def test_run_help_says_which_methods_read_a_knob(bpl):
+    said = " ".join(bpl("run", "--help")[1].split())
+    assert "Read by bpl. (default: same)" in said
+    for name, methods in ONLY_FOR.items():
+        text = said.partition(f" --{name.replace('_', '-')} ")[2].partition(" --")[0]
+        listed = text.partition("Read by ")[2].partition(".")[0]
+        but = listed.removeprefix("all but ")
+        given = set(but.split(", "))
+        assert (set(METHODS) - given if but != listed else given) == set(methods), name
+
+
+def test_a_knob_of_another_method_is_said_to_be_left_out(bpl, tree):
+    words = ["run", "--dataset", tree, "--method", "scratch", *WORDS, "--quiet"]
+    code, out, said = bpl(*words, "--partner", "dbb", "--diversity-weight", 0.5)
+    assert (code, said) == (0, "bpl: scratch does not read --diversity-weight, --partner: left out\n")
+    assert bpl(*words) == (0, out, "")
+    _, _, said = bpl("run", "--dataset", tree, "--method", "dense", *WORDS, "--quiet", "--ratio", 0.5)
+    assert said == "bpl: dense does not read --ratio: left out\n"
 
 
 def test_run_help_names_every_field_of_a_config(bpl):

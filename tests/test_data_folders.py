@@ -76,6 +76,21 @@ def test_every_lossless_suffix_keeps_the_pixels(tmp_path, suffix):
     assert np.array_equal(images.images[0].permute(1, 2, 0).numpy(), expected)
 
 
+def test_what_may_be_meant_to_be_part_of_a_set_of_ones_own_is_counted_aloud(tmp_path, capsys):
+    tree = make_tree(tmp_path / "set")
+    (tree / "a" / "notes.txt").write_text("x")
+    load_images(str(tree), 8)
+    assert "passed over" not in capsys.readouterr().err
+    (tree / "a" / "a00.png").rename(tree / "a" / "a00.WEBP")
+    (tree / "b" / "b00.png").rename(tree / "b" / "b00.bmp")
+    (tree / "b" / "more").mkdir()
+    load_images(str(tree), 8)
+    said = f"in the class folders of '{tree}', 2 images with the suffixes .bmp, .webp and 1 folders are passed over: "
+    assert said in capsys.readouterr().err
+    load_images(str(tree), 8, progress=False)
+    assert "passed over" not in capsys.readouterr().err
+
+
 def test_the_digest_covers_pixels_names_and_labels(tmp_path):
     one = load_images(str(make_tree(tmp_path / "one")), 8, progress=False)
     same = load_images(str(make_tree(tmp_path / "same")), 8, progress=False)

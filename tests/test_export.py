@@ -59,7 +59,16 @@ def test_the_precision_comes_back(dtype, tmp_path):
 
 @pytest.mark.parametrize(
     "structure",
-    ["Gate", "FlattenMap", "PreActivation", "HarmlessSubclass", "NormWithoutStatistics", "OtherNorm", "TwoNames", "Parametrised"],
+    [
+        "Gate",
+        "FlattenMap",
+        "PreActivation",
+        "HarmlessSubclass",
+        "NormWithoutStatistics",
+        "OtherNorm",
+        "TwoNames",
+        "Parametrised",
+    ],
 )
 def test_a_network_of_ones_own_comes_back_onto_a_fresh_one(structure, tmp_path):
     model = randomise_statistics(bpl.grow_partners(STRUCTURES[structure]()))

@@ -177,7 +177,7 @@ def test_a_network_without_a_record_says_so(command, finished, places):
     lonely = Path(shutil.copytree(network_folder(places, finished), places / "lonely"))
     code, out, _ = command("export", lonely)
     assert code == 0
-    assert out.startswith("checked on 105 drawn scenes: no record says which images the network was trained on\n")
+    assert out.startswith("checked on 105 drawn scenes: no record says which images the network was trained on; where ")
 
 
 def test_a_root_that_is_named_and_lacks_the_images_is_refused(command, finished, places):

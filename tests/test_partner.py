@@ -191,7 +191,9 @@ class Twice(nn.Module):
 
 def test_a_part_that_is_used_twice_is_named_and_can_be_grown_by_itself():
     model = randomise_statistics(Twice().double())
-    with pytest.raises(ValueError, match="of its 2 convolutions 1 are used more than once .*; no other one has a kernel"):
+    with pytest.raises(
+        ValueError, match="of its 2 convolutions 1 are used more than once .*; no other one has a kernel"
+    ):
         bpl.grow_partners(model)
     bpl.grow_partners(model.encoder)
     small = copy.deepcopy(randomise_statistics(model))

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -96,6 +97,21 @@ def test_without_a_grid_the_runs_of_the_work_folder_are_shown(tree, places):
     status = status_of_work()
     assert sorted(run.state for run in status.runs) == ["done", "failed"]
     assert "the loss became" in as_table(status)
+
+
+def test_images_that_cannot_be_split_are_why_a_run_failed(tree, tmp_path):
+    images = tmp_path / "images"
+    for number, path in enumerate(sorted(tree.glob("*/*"))):
+        name = "single" if number == 0 else path.parent.name
+        (images / name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, images / name)
+    config = small(images, "dense")
+    with pytest.raises(ValueError, match="class 'single' has 1 different images"):
+        run(config, progress=False)
+    grid = tmp_path / "one.yaml"
+    grid.write_text(yaml.safe_dump([{"dataset": str(images), **SMALL, "method": "dense"}]))
+    (shown,) = status_of_grid(grid).runs
+    assert (shown.state, shown.cause[:34]) == ("failed", "class 'single' has 1 different ima")
 
 
 def test_looking_changes_no_file_and_hides_no_run(grid, places):

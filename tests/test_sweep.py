@@ -97,7 +97,9 @@ def test_comments_and_the_words_of_yaml_are_read(grid):
 
 def test_numbers_and_words_are_those_of_yaml_1_2(grid):
     """As the tables of the book and the command line write them."""
-    path = grid("- {dataset: ucm, method: bpl, learning_rate: [5e-4, 5.0e-4, .1, 1E+1], weight_decay: 1, compile: off}\n")
+    path = grid(
+        "- {dataset: ucm, method: bpl, learning_rate: [5e-4, 5.0e-4, .1, 1E+1], weight_decay: 1, compile: off}\n"
+    )
     configs = load_grid(path)
     assert [c.learning_rate for c in configs] == [5e-4, 0.1, 10.0]
     assert {c.compile for c in configs} == {"off"} and {c.weight_decay for c in configs} == {1.0}

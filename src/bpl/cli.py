@@ -4,8 +4,10 @@ What goes wrong is one sentence on standard error, and an exit code of `bpl.exit
 """
 
 import dataclasses
+import inspect
 import io
 import os
+import re
 import select
 import sys
 import time
@@ -14,6 +16,7 @@ from pathlib import Path
 
 from bpl import exit_codes
 from bpl.config import RunConfig
+from bpl.defaults import METHODS, ONLY_FOR
 from bpl.ending import Terminated, on_sigterm
 from bpl.out_of_memory import OutOfMemory, is_out_of_memory
 from bpl.processes import ProcessLost, alone_or_refused, rank
@@ -24,7 +27,26 @@ from bpl.words import Positional, read
 _Fields = dataclasses.make_dataclass(
     "RunFields", [(f.name, f.type, dataclasses.field(default=f.default)) for f in dataclasses.fields(RunConfig)]
 )
-_Fields.__doc__ = RunConfig.__doc__
+
+
+def _readers(name: str) -> str:
+    """Which methods read a field of the config; nothing where all do."""
+    if name not in ONLY_FOR:
+        return ""
+    others = [method for method in METHODS if method not in ONLY_FOR[name]]
+    return f"all but {', '.join(others)}" if len(others) < len(METHODS) // 2 else ", ".join(ONLY_FOR[name])
+
+
+def _with_readers(text: str) -> str:
+    """The docstring of the config, every field's line with the methods that read it."""
+
+    def line(found: re.Match) -> str:
+        return found[0] + (f" Read by {readers}." if (readers := _readers(found[1])) else "")
+
+    return re.sub(r"^    (\w+): .+(?:\n {8}.+)*", line, text, flags=re.MULTILINE)
+
+
+_Fields.__doc__ = _with_readers(inspect.getdoc(RunConfig))
 
 
 @dataclass
@@ -55,6 +77,7 @@ class Run:
         if self.beside < 1:
             raise ValueError(f"--beside is {self.beside}: it must be at least 1")
         config = RunConfig(**dataclasses.asdict(self.config))
+        self._say_what_is_not_read(config)
         stop_at = None if self.time_budget is None else time.monotonic() + seconds_of(self.time_budget)
         with on_sigterm() as ending:
 
@@ -85,6 +108,15 @@ class Run:
             print(f"  {of} {dense:,} -> {small:,} ({100 * (small / dense - 1):+.2f} %)")
         print(f"  logits of the shipped network within {record.equivalence['relative_error']:.1e} of the trained one's")
         return 0
+
+    def _say_what_is_not_read(self, config: RunConfig) -> None:
+        """A knob of another method changes nothing, and whoever turned it is told so."""
+        given = {f.name for f in dataclasses.fields(_Fields) if getattr(self.config, f.name) != f.default}
+        unread = [name for name in ONLY_FOR if name in given and config.method not in ONLY_FOR[name]]
+        unread += ["ratio"] if "ratio" in given and config.method == "dense" else []
+        if unread and rank() == 0:
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in unread)
+            _say(f"{config.method} does not read {options}: left out")
 
 
 @dataclass
@@ -388,7 +420,7 @@ _COMMANDS = {
 }
 
 
-_GO_ON = "start the same command again to go on from the last checkpoint"
+_GO_ON = "start the same command again to go on from the last checkpoint, where one was saved"
 
 
 def main(arguments: list[str] | None = None) -> None:

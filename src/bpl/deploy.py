@@ -73,7 +73,10 @@ def images_for(record: Record | None, description: dict[str, Any], image_size: i
         DataError: ``data`` names a root without the run's images.
     """
     if record is None:
-        return _drawn(description, image_size, "no record says which images the network was trained on")
+        reason = (
+            "no record says which images the network was trained on; where there is one, name it in place of the run"
+        )
+        return _drawn(description, image_size, reason)
     config, source = record.config, record.data["source"]
     where = "synthetic" if source == "synthetic" else "real" if data == "auto" else data
     try:

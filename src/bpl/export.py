@@ -354,7 +354,9 @@ def _reshape(module: nn.Module, name: str, *shape: int) -> None:
     old = getattr(module, name)
     if is_parametrized(module, name):  # computed from other tensors, which are in the file
         if old.shape != shape:
-            raise ModelFileError(f"a {type(module).__name__} computes its {name} of shape {tuple(old.shape)}, not {shape}")
+            raise ModelFileError(
+                f"a {type(module).__name__} computes its {name} of shape {tuple(old.shape)}, not {shape}"
+            )
     elif old is not None:
         new = _empty(*shape)
         setattr(module, name, new.requires_grad_(old.requires_grad) if isinstance(old, nn.Parameter) else new.detach())

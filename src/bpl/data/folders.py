@@ -164,6 +164,24 @@ def list_images(folder: Traversable, classes: Sequence[str] | None = None) -> Li
     return Listing(folder, tuple(sorted(classes)), tuple(files), tuple(labels), tuple(stamps))
 
 
+def passed_over(listing: Listing) -> str:
+    """What lies in the class folders and may be meant to be part of the data set, but is not.
+
+    Args:
+        listing: The listing.
+
+    Returns:
+        The number of images with other suffixes, which are named, and of folders; "" where there is nothing.
+    """
+    entries = [entry for name in listing.classes for entry in (listing.folder / name).iterdir()]
+    shown_entries = [entry for entry in entries if not entry.name.startswith(".")]
+    suffixes = [Path(entry.name).suffix.lower() for entry in shown_entries if entry.is_file()]
+    others = [suffix for suffix in suffixes if suffix in DECODED_SUFFIXES - SUFFIXES]
+    deeper = sum(entry.is_dir() for entry in shown_entries)
+    images = f"{len(others)} images with the suffixes {', '.join(sorted(set(others)))}" if others else ""
+    return " and ".join(filter(None, (images, f"{deeper} folders" if deeper else "")))
+
+
 def decode_all(listing: Listing, image_size: int, progress: bool = True) -> np.ndarray:
     """Decode every image of a listing to square RGB.
 

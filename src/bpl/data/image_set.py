@@ -161,6 +161,9 @@ def _load_real(
 ) -> ImageSet:
     """List, decode or take from the cache."""
     listing = list_known(card, folder) if card else folders.list_images(folder)
+    if card is None and progress and (others := folders.passed_over(listing)):
+        allowed = ", ".join(sorted(folders.SUFFIXES))
+        cache.say(f"in the class folders of '{folder}', {others} are passed over: {allowed} files are taken.")
     key = cache.cache_key(files=listing.files, stamps=listing.stamps, image_size=image_size)
     shape = (len(listing.files), 3, image_size, image_size)
     known = None if card is None or card.mean is None or card.std is None else (card.mean, card.std)
