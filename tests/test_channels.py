@@ -4,8 +4,8 @@ import pytest
 import torch
 from little_networks import STRUCTURES, WIDTH, Net, chain
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 from torch.nn.utils import prune
+from torch.optim.swa_utils import AveragedModel
 
 import bpl
 from bpl.channels import ChannelGraph

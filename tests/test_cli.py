@@ -24,7 +24,6 @@ from support import (  # noqa: F401
 
 from bpl.cli import main
 from bpl.config import RunConfig
-from bpl.defaults import METHODS
 from bpl.defaults import METHODS, ONLY_FOR
 from bpl.export import save_model
 from bpl.models import NAMES, build_model

@@ -14,7 +14,6 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from bpl.chance import chance_kept
@@ -91,8 +90,8 @@ def _traces(model: nn.Module) -> tuple[list[_Trace], fx.Graph]:
         except Exception as error:  # torch.fx raises whatever the traced code raises on a proxy
             if present:
                 raise ValueError(
-                    f"cannot trace {type(model).__name__}: torch.fx cannot follow its forward pass, which may branch on "
-                    f"values or change tensors in place ({in_one_line(error)})"
+                    f"cannot trace {type(model).__name__}: torch.fx cannot follow its forward pass, which may branch "
+                    f"on values or change tensors in place ({in_one_line(error)})"
                 ) from error
             continue
         if present:

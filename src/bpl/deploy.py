@@ -73,10 +73,8 @@ def images_for(record: Record | None, description: dict[str, Any], image_size: i
         DataError: ``data`` names a root without the run's images.
     """
     if record is None:
-        reason = (
-            "no record says which images the network was trained on; where there is one, name it in place of the run"
-        )
-        return _drawn(description, image_size, reason)
+        why = "no record says which images the network was trained on; where there is one, name it in place of the run"
+        return _drawn(description, image_size, why)
     config, source = record.config, record.data["source"]
     where = "synthetic" if source == "synthetic" else "real" if data == "auto" else data
     try:

@@ -89,8 +89,8 @@ def image_channels(model: nn.Module, image_size: int, channels: int | None = Non
         channels: what is known; None to look at the network.
 
     Returns:
-        What is known, or the input channels of its first convolution. Where these are not 3, the network may still take images with 3
-        channels (it rearranges them first, or has a convolution of a head before its stem): if it does, 3.
+        What is known, or the input channels of its first convolution. Where these are not 3, the network may still take
+        images with 3 channels (it rearranges them first, or has a convolution of a head before its stem): if so, 3.
     """
     if channels is not None:
         if channels < 1:

@@ -47,8 +47,8 @@ def export_onnx(
         The path.
 
     Raises:
-        ValueError: the network still has partners, or channels of zeros that could be gone, is inside a wrapper, or does
-            not take such images.
+        ValueError: the network still has partners, or channels of zeros that could be gone, is inside a wrapper, or
+            does not take such images.
         OSError: the file could not be written.
     """
     check_finished(model)

@@ -132,9 +132,8 @@ def grow_partners(model: nn.Module, kind: str = "same") -> nn.Module:
         others = ", ".join(sorted(strange))
         which = f"none of its {len(sites)} convolutions"
         if left:
-            which = (
-                f"of its {len(sites)} convolutions {'; '.join(f'{n} {why}' for why, n in left.items())}; no other one"
-            )
+            known = "; ".join(f"{count} {why}" for why, count in left.items())
+            which = f"of its {len(sites)} convolutions {known}; no other one"
         raise ValueError(
             f"nothing to grow in {type(model).__name__}: {which} has a kernel of more "
             f"than 1 and less than {LARGEST_KERNEL + 1} and is followed by one BatchNorm2d of its own"

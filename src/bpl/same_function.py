@@ -50,9 +50,8 @@ def check_same(
         if not one.numel():  # as the boxes of a detector that found none
             continue
         allowed = _tolerance(one.dtype) if tolerance is None else tolerance
-        one, other = (
-            values.to(torch.promote_types(one.dtype, torch.float32)) for values in (one, other.to(one.device))
-        )
+        dtype = torch.promote_types(one.dtype, torch.float32)
+        one, other = one.to(dtype), other.to(one.device, dtype)
         difference = float((one - other).abs().max()) / max(1.0, float(one.abs().max()))
         if not difference <= allowed:  # nor is it where one of them is no number
             raise ValueError(f"not the same network: outputs differ by {difference:.3g}; allowed is {allowed:g}")
