@@ -9,7 +9,7 @@ from bpl.report.figures import difference_to_dense, price, tradeoff
 from bpl.report.intervals import contrasts, difference_chart, difference_table
 from bpl.report.masked import best_epoch_gains, masked_table
 from bpl.report.pace import epochs_to_reach, pace
-from bpl.report.recipe import recipe_table
+from bpl.report.recipe import averaging_table, recipe_table
 from bpl.report.rows import ReportError, Row, collect, control, find, group, lacking, of_method, recorded, select
 from bpl.report.search import search_answer, search_table
 from bpl.report.sentences import aim_met, answer, beside_claim, complete, diversity, ranking
@@ -30,6 +30,7 @@ __all__ = [
     "aim_met",
     "answer",
     "at_the_bound",
+    "averaging_table",
     "beside_claim",
     "best_epoch_gains",
     "bootstrap_interval",

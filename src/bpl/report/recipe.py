@@ -32,5 +32,27 @@ def recipe_table(path: Path, caption: str, name: str) -> Markdown:
     return Markdown(numbered_table([*_COLUMNS.values(), "Validation, %"], lines, caption, name))
 
 
+def averaging_table(path: Path, caption: str, name: str) -> Markdown:
+    """What was tried after the search: other stems, and weights that are averaged over the steps.
+
+    Args:
+        path: the file of the search, with a list of later runs: top-1 in percent on the validation part after the last
+            epoch, and with averaged weights, by decay.
+        caption: what the table shows.
+        name: label for cross-references, unique in the book.
+
+    Returns:
+        The table.
+    """
+    runs = json.loads(path.read_text(encoding="utf-8"))["later"]["runs"]
+    decays = list(runs[0]["validation_averaged"])
+    lines = []
+    for run in runs:
+        values = [run["validation_last"], *(run["validation_averaged"][decay] for decay in decays)]
+        lines.append([run["stem"], str(run["epochs"]), *(f"{value:.2f}" for value in values)])
+    titles = ["Stem", "Epochs", "Validation, %", *(f"Averaged, decay {decay}" for decay in decays)]
+    return Markdown(numbered_table(titles, lines, caption, name))
+
+
 def _cell(value: str | float) -> str:
     return value if isinstance(value, str) else f"{value:g}"
