@@ -276,7 +276,7 @@ def _variant(config: dict[str, Any], others: list[dict[str, Any]]) -> str:
         if name == "diversity_weight":
             parts.append("no diversity loss" if value == 0 else f"diversity weight {value:g}")
         else:
-            parts.append(f"{name.replace('_', ' ')} {value}")
+            parts.append(value if name == "arch" else f"{name.replace('_', ' ')} {value}")
     return ", ".join(parts)
 
 
