@@ -93,11 +93,11 @@ def run(
         if (record := processes.decide(recorded)) is not None:  # finished by another process meanwhile
             processes.decide(tidy)
             return record
-        processes.decide(lambda: check_writable(path.parent))  # now: what is wrong must not come out after hours
         with logged(place, config) as log:
+            split = make_split(images, config.split, config.seed)
+            processes.decide(lambda: check_writable(path.parent))  # now: what is wrong must not come out after hours
             if repeat:
                 processes.decide(lambda: _begin_again(checkpoint, repeating, images))
-            split = make_split(images, config.split, config.seed)
             where = {"folder": folder, "work": work, "progress": progress, "watch": watch, "beside": beside}
 
             def dense() -> nn.Module:
