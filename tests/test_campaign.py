@@ -18,7 +18,7 @@ from support import SMALL, made_up_record, places_fixture, small, tree_fixture  
 from trials import keep
 
 from bpl.campaign import START, Campaign
-from bpl.cli import _COMMANDS
+from bpl.commands import COMMANDS
 from bpl.config import RunConfig
 from bpl.data import load_images
 from bpl.records import load_record, record_path, save_record
@@ -100,7 +100,7 @@ def test_the_command_makes_exactly_this_run(tree, tmp_path):
     for name in campaign.wanted:
         words = shlex.split(campaign.command(name, beside=3))
         assert words[:3] == [sys.executable, "-m", "bpl"]
-        command = read(_COMMANDS, words[3:], prog="bpl", description="")
+        command = read(COMMANDS, words[3:], prog="bpl", description="")
         assert RunConfig(**vars(command.config)) == campaign.runs[name]
         assert (command.out, command.work, command.wait, command.beside) == (
             tmp_path / "o ut", tmp_path / "work", True, 3,

@@ -177,7 +177,8 @@ def test_a_network_without_a_record_says_so(command, finished, places):
     lonely = Path(shutil.copytree(network_folder(places, finished), places / "lonely"))
     code, out, _ = command("export", lonely)
     assert code == 0
-    assert out.startswith("checked on 105 drawn scenes: no record says which images the network was trained on; where ")
+    why = "no record says which images the network was trained on; where there is one, name it in place of the run"
+    assert out.startswith(f"checked on 105 drawn scenes: {why}\n")
 
 
 def test_a_root_that_is_named_and_lacks_the_images_is_refused(command, finished, places):

@@ -3,422 +3,16 @@
 What goes wrong is one sentence on standard error, and an exit code of `bpl.exit_codes`.
 """
 
-import dataclasses
-import inspect
-import io
 import os
-import re
 import select
 import sys
-import time
-from dataclasses import dataclass
-from pathlib import Path
 
 from bpl import exit_codes
-from bpl.config import RunConfig
-from bpl.defaults import METHODS, ONLY_FOR
+from bpl.commands import COMMANDS, Run, say
 from bpl.ending import Terminated, on_sigterm
 from bpl.out_of_memory import OutOfMemory, is_out_of_memory
-from bpl.processes import ProcessLost, alone_or_refused, rank
-from bpl.words import Positional, read
-
-# The fields of RunConfig without its checks: the words are only read here, and the config itself says what is wrong
-# with a value.
-_Fields = dataclasses.make_dataclass(
-    "RunFields", [(f.name, f.type, dataclasses.field(default=f.default)) for f in dataclasses.fields(RunConfig)]
-)
-
-
-def _readers(name: str) -> str:
-    """Which methods read a field of the config; nothing where all do."""
-    if name not in ONLY_FOR:
-        return ""
-    others = [method for method in METHODS if method not in ONLY_FOR[name]]
-    return f"all but {', '.join(others)}" if len(others) < len(METHODS) // 2 else ", ".join(ONLY_FOR[name])
-
-
-def _with_readers(text: str) -> str:
-    """The docstring of the config, every field's line with the methods that read it."""
-
-    def line(found: re.Match) -> str:
-        return found[0] + (f" Read by {readers}." if (readers := _readers(found[1])) else "")
-
-    return re.sub(r"^    (\w+): .+(?:\n {8}.+)*", line, text, flags=re.MULTILINE)
-
-
-_Fields.__doc__ = _with_readers(inspect.getdoc(RunConfig))
-
-
-@dataclass
-class Run:
-    """Run one config to its record, alone or, under torchrun, on several devices; a recorded run is only shown."""
-
-    config: _Fields
-    out: Path | None = None
-    """Results folder; data/results of the checkout where not given."""
-    repeat: bool = False
-    """Run again even if there is a record, and replace it."""
-    work: Path | None = None
-    """Folder for checkpoints, logs and shipped networks; _build/runs of the checkout where not given."""
-    time_budget: str | None = None
-    """Stop before this is over, with a checkpoint: 90s, 25m, 2h."""
-    wait: bool = False
-    """Where another process is at work on this run, wait for it."""
-    beside: int = 1
-    """Runs that share the machine, this one included: recorded, since it bears on the times recorded."""
-    quiet: bool = False
-    """No progress bar."""
-
-    def __call__(self) -> int:
-        from bpl.run import run
-        from bpl.sweep import seconds_of
-        from bpl.train import Stopped
-
-        if self.beside < 1:
-            raise ValueError(f"--beside is {self.beside}: it must be at least 1")
-        config = RunConfig(**dataclasses.asdict(self.config))
-        self._say_what_is_not_read(config)
-        stop_at = None if self.time_budget is None else time.monotonic() + seconds_of(self.time_budget)
-        with on_sigterm() as ending:
-
-            def watch(epoch: int, row: dict[str, float]) -> bool:
-                return ending.watch(epoch, row) or (stop_at is not None and time.monotonic() > stop_at)
-
-            try:
-                record = run(
-                    config,
-                    folder=self.out,
-                    work=self.work,
-                    repeat=self.repeat,
-                    progress=not self.quiet,
-                    watch=watch,
-                    beside=self.beside,
-                    wait=self.wait,
-                )
-            except Stopped as stopped:
-                code = exit_codes.TERMINATED if ending.asked else stopped.exit_code
-                return _say(f"{stopped}; start the same command again to go on from there", code)
-        if rank() > 0:  # the first process speaks for all
-            return exit_codes.DONE
-        cost, accuracy = record.cost, record.accuracy
-        print(f"{record.name} on {record.data['name']} ({record.data['source']} images)")
-        print(f"  top-1 test {accuracy['test']:.2f} %, last epoch's weights")
-        for part, of in (("macs", "MACs"), ("params", "parameters")):
-            small, dense = cost[part], cost[f"dense_{part}"]
-            print(f"  {of} {dense:,} -> {small:,} ({100 * (small / dense - 1):+.2f} %)")
-        print(f"  logits of the shipped network within {record.equivalence['relative_error']:.1e} of the trained one's")
-        return 0
-
-    def _say_what_is_not_read(self, config: RunConfig) -> None:
-        """A knob of another method changes nothing, and whoever turned it is told so."""
-        given = {f.name for f in dataclasses.fields(_Fields) if getattr(self.config, f.name) != f.default}
-        unread = [name for name in ONLY_FOR if name in given and config.method not in ONLY_FOR[name]]
-        unread += ["ratio"] if "ratio" in given and config.method == "dense" else []
-        if unread and rank() == 0:
-            options = ", ".join(f"--{name.replace('_', '-')}" for name in unread)
-            _say(f"{config.method} does not read {options}: left out")
-
-
-@dataclass
-class SweepGrid:
-    """Run what a grid still lacks, most valuable first."""
-
-    grid: Positional[Path]
-    """YAML or JSON file with the runs."""
-    jobs: int = 1
-    """Runs beside each other: on a GPU when one does not fill it; on a CPU they divide the cores."""
-    time_budget: str | None = None
-    """Stop before this is over: 90s, 25m, 2h."""
-    out: Path | None = None
-    """Results folder; data/results of the checkout where not given."""
-    work: Path | None = None
-    """Folder for checkpoints, logs and shipped networks; _build/runs of the checkout where not given."""
-    bundle: Path | None = None
-    """A .zip file to keep all records of the results folder in, written anew after every run."""
-    compile: str | None = None
-    """For all runs off, default, reduce-overhead or max-autotune, whatever the grid says."""
-    estimate: bool = False
-    """Run nothing: only say how much computation the grid is, and how long a GPU may take."""
-    chip: str = "H200"
-    """With --estimate: which GPU."""
-    price: float | None = None
-    """With --estimate: what an hour of it costs, in any currency."""
-    quiet: bool = False
-    """No progress bars."""
-
-    def __call__(self) -> int:
-        from bpl.durations import in_words
-        from bpl.sweep import load_grid, load_stages, seconds_of, sweep
-
-        if self.estimate:
-            from bpl.estimate import estimate
-
-            print(estimate(load_stages(self.grid), self.chip, self.price))
-            return 0
-        budget = None if self.time_budget is None else seconds_of(self.time_budget)
-        configs = load_grid(self.grid)
-        if self.compile is not None:
-            configs = [dataclasses.replace(config, compile=self.compile) for config in configs]
-        done = sweep(
-            configs,
-            folder=self.out,
-            work=self.work,
-            budget=budget,
-            jobs=self.jobs,
-            bundle=self.bundle,
-            progress=not self.quiet,
-        )
-        rest = "" if not done.left or done.estimate is None else f", about {in_words(done.estimate)}"
-        print(
-            f"{len(configs)} runs: {done.done} recorded before, {done.ran} run now, {len(done.failed)} failed, "
-            f"{done.busy} under way elsewhere, {len(done.left)} left{rest}"
-        )
-        if done.ended:
-            return exit_codes.TERMINATED
-        if done.failed:
-            return exit_codes.FAILED
-        return exit_codes.TRY_AGAIN if done.left or done.busy else exit_codes.DONE
-
-
-@dataclass
-class Status:
-    """What of a grid, or of the work folder, is done, running, failed and left."""
-
-    grid: Positional[Path | None] = None
-    """YAML or JSON file with the runs; all runs that have a folder where not given."""
-    out: Path | None = None
-    """Results folder; data/results of the checkout where not given."""
-    work: Path | None = None
-    """Folder of the runs' checkpoints and logs; _build/runs of the checkout where not given."""
-    json: bool = False
-    """Write it as JSON, all runs."""
-
-    def __call__(self) -> int:
-        from bpl.status import as_json, as_table, status_of_grid, status_of_work
-
-        where = (self.out, self.work)
-        status = status_of_work(*where) if self.grid is None else status_of_grid(self.grid, *where)
-        print(as_json(status) if self.json else as_table(status))
-        return exit_codes.DONE
-
-
-@dataclass
-class Data:
-    """Show the data sets and where their images were found; fetch one, or pack one into a file."""
-
-    download: str | None = None
-    """Name of a data set to download into --root."""
-    root: Path = Path("data")
-    """Folder to download into."""
-    pack: str | None = None
-    """Name of a data set to write into the file --to: one file that is a data root itself."""
-    to: Path | None = None
-    """With --pack: the .zip file."""
-
-    def __call__(self) -> int:
-        from bpl.data import CARDS, download, pack_images
-        from bpl.data.folders import find_folder, roots
-
-        if (self.pack is None) != (self.to is None):
-            raise ValueError("--pack NAME and --to FILE.zip go together")
-        if self.pack is not None:
-            print(pack_images(self.pack, self.to))
-            return 0
-        if self.download is not None:
-            print(download(self.download, self.root))
-            return 0
-        for card in CARDS.values():
-            found = find_folder(card, roots()) if card.folders else None
-            where = "drawn on demand" if not card.folders else str(found[1]) if found else "not found"
-            print(f"{card.name:10} {card.title}: {where}")
-        return 0
-
-
-@dataclass
-class Export:
-    """Write a run's network as ONNX, checked on its test images, and with --int8 an 8-bit version of it."""
-
-    run: Positional[str]
-    """The run's name, its record, its folder, or a network's safetensors file; demo for the one that comes with bpl."""
-    out: Path | None = None
-    """Folder to write to; the network's own where not given."""
-    int8: bool = False
-    """Quantise to 8 bits too, calibrated on training images."""
-    data: str = "auto"
-    """Where real images are looked for: auto, or a data root."""
-    work: Path | None = None
-    """Folder of the runs' networks; _build/runs of the checkout where not given."""
-
-    def __call__(self) -> int:
-        from bpl.deploy import export
-        from bpl.shipped import find_shipped
-
-        exported = export(find_shipped(self.run, work=self.work), out=self.out, int8=self.int8, data=self.data)
-        report = exported.report
-        print(f"checked on {report['checked_on']}")
-        for kind in ("onnx", "int8"):
-            if kind in report:
-                check = report[kind]
-                accuracy = f", top-1 {report['accuracy'][kind]:.2f} %" if "accuracy" in report else ""
-                print(
-                    f"  {kind}: {check['bytes']:,} bytes, class as PyTorch's on {100 * check['same_top1']:.2f} %, "
-                    f"logits within {check['largest_difference']:.1e}{accuracy}"
-                )
-        if "accuracy" in report:
-            print(f"  the run's record says {report['accuracy']['record']:.2f} %")
-        for file in exported.removed:
-            print(f"removed {file}: it was of an earlier export")
-        for file in exported.files:
-            print(file)
-        return 0
-
-
-@dataclass
-class Predict:
-    """Classify image files: a CSV line for each, with the five most probable classes."""
-
-    model: Positional[str]
-    """demo, an ONNX file that bpl export wrote, or what bpl export takes: a run's name, record, folder or file."""
-    images: Positional[tuple[Path, ...]]
-    """Image files, and folders to search for them."""
-    csv: Path | None = None
-    """File to write the lines to; standard output where not given."""
-    batch_size: int = 64
-    """Images at once."""
-    work: Path | None = None
-    """Folder of the runs' networks; _build/runs of the checkout where not given."""
-
-    def __call__(self) -> int:
-        from bpl.atomic import check_target, write_atomic
-        from bpl.predict import check_table, classify, find_images, load_classifier, write_table
-
-        if self.csv is not None:
-            if not self.csv.absolute().parent.is_dir():
-                raise ValueError(f"--csv is {self.csv}: its folder does not exist")
-            check_target(self.csv)
-        classifier = load_classifier(self.model, work=self.work)
-        files = find_images(self.images)
-        if self.csv is not None:
-            check_table(self.csv, self.model, classifier, files)
-        predictions = classify(classifier, files, self.batch_size)
-        if self.csv is None:
-            sys.stdout.reconfigure(errors="surrogateescape")  # a file's name may be no text in any encoding
-            return 1 if write_table(predictions, len(classifier.classes), sys.stdout, _say) else 0
-        table = io.StringIO()
-        failed = write_table(predictions, len(classifier.classes), table, _say)
-        if failed < len(files):
-            write_atomic(self.csv, table.getvalue().encode(errors="surrogateescape"))
-            print(f"{len(files) - failed} of {len(files)} images classified: {self.csv}")
-        return 1 if failed else 0
-
-
-@dataclass
-class Bench:
-    """Time a network and its pruned versions in turns, and write all that the latency page shows to one file."""
-
-    out: Positional[Path]
-    """JSON file to write; the page reads data/latency/*.json."""
-    arch: str = "resnet50"
-    """Network."""
-    image_size: int = 224
-    """Height and width of the images in pixels."""
-    width: int | None = None
-    """Filters of the first stage; None for the network's published width."""
-    ratios: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-    """Shares of the filters removed per layer; 0.7 has to be among them."""
-    target: float = 0.3
-    """Share of the dense network's latency that widths chosen layer by layer have to meet."""
-    rounds: int = 7
-    """Rounds in which all networks take turns."""
-    threads: int | None = None
-    """Threads of an operation; as many as there are cores where not given."""
-    clock: str = "wall"
-    """wall, or processor: with one thread, what counts on a machine that other programs use too."""
-    quiet: bool = False
-    """No progress bar."""
-
-    def __call__(self) -> int:
-        from bpl.atomic import check_target
-        from bpl.bench import save_survey, survey
-        from bpl.hardware import use_threads
-
-        if not all(0 < ratio < 1 for ratio in self.ratios) or 0.7 not in self.ratios:
-            raise ValueError(f"--ratios are {self.ratios}: they must be more than 0 and less than 1, 0.7 among them")
-        if self.rounds < 1:
-            raise ValueError(f"--rounds is {self.rounds}: it must be at least 1")
-        if self.out.is_dir():
-            raise ValueError(f"{self.out} is a folder: name the JSON file to write")
-        check_target(self.out)  # it takes a minute until there is something to write
-        if self.threads is not None:
-            use_threads(self.threads)
-        result = survey(
-            self.arch,
-            self.image_size,
-            width=self.width,
-            ratios=self.ratios,
-            target=self.target,
-            rounds=self.rounds,
-            clock=self.clock,
-            progress=not self.quiet,
-        )
-        for row in result["times"]:
-            low, middle, high = row["speed_up"]
-            print(
-                f"{row['backend']:12} batch {row['batch_size']:<3} {row['network']:28} {row['median_ms']:8.2f} ms  "
-                f"{middle:5.2f} x dense [{low:.2f}, {high:.2f}]"
-            )
-        print(save_survey(result, self.out))
-        return 0
-
-
-@dataclass
-class MergeRecords:
-    """Take the records of bundles into a results folder, after checking every one of them."""
-
-    bundles: Positional[tuple[Path, ...]]
-    """The .zip files, as bpl sweep --bundle leaves them."""
-    into: Path | None = None
-    """Results folder; data/results of the checkout where not given."""
-    replace: bool = False
-    """Replace records that are there and different."""
-
-    def __call__(self) -> int:
-        from bpl.bundle import merge_bundles
-
-        merged = merge_bundles(list(self.bundles), self.into, replace=self.replace)
-        print(f"{merged.added} records added, {merged.same} there already, {merged.replaced} replaced")
-        return 0
-
-
-@dataclass
-class BundleRecords:
-    """Write all records of a results folder into one file."""
-
-    bundle: Positional[Path]
-    """The .zip file to write."""
-    out: Path | None = None
-    """Results folder; data/results of the checkout where not given."""
-
-    def __call__(self) -> int:
-        from bpl.bundle import write_bundle
-
-        if self.out is not None and not self.out.is_dir():
-            raise ValueError(f"--out is {self.out}: there is no such folder of records")
-        print(f"{write_bundle(self.bundle, self.out)} records in {self.bundle}")
-        return 0
-
-
-_COMMANDS = {
-    "run": Run,
-    "sweep": SweepGrid,
-    "status": Status,
-    "data": Data,
-    "export": Export,
-    "predict": Predict,
-    "bench": Bench,
-    "records": {"merge": MergeRecords, "bundle": BundleRecords},
-}
-
+from bpl.processes import ProcessLost, alone_or_refused
+from bpl.words import read
 
 _GO_ON = "start the same command again to go on from the last checkpoint, where one was saved"
 
@@ -430,25 +24,25 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: the words of the command line; None for the process's own.
     """
     try:
-        command = read(_COMMANDS, arguments, prog="bpl", description=__doc__.splitlines()[0], epilog=exit_codes.MEANING)
+        command = read(COMMANDS, arguments, prog="bpl", description=__doc__.splitlines()[0], epilog=exit_codes.MEANING)
         if not isinstance(command, Run):
             alone_or_refused("bpl run")
         with on_sigterm():
             code = command()
     except ValueError as error:
-        code = _say(error, getattr(error, "exit_code", exit_codes.WRONG_USAGE))
+        code = say(error, getattr(error, "exit_code", exit_codes.WRONG_USAGE))
     except ProcessLost as error:
-        code = _say(f"{error}; {_GO_ON}", 1)
+        code = say(f"{error}; {_GO_ON}", 1)
     except (OSError, ArithmeticError) as error:
-        code = 1 if isinstance(error, BrokenPipeError) and _reader_has_left() else _say(error, 1)
+        code = 1 if isinstance(error, BrokenPipeError) and _reader_has_left() else say(error, 1)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        code = _say(error if isinstance(error, OutOfMemory) else f"memory ran out: {error}", 1)
+        code = say(error if isinstance(error, OutOfMemory) else f"memory ran out: {error}", 1)
     except KeyboardInterrupt:
-        code = _say(f"interrupted{_go_on(arguments)}", exit_codes.INTERRUPTED)
+        code = say(f"interrupted{_go_on(arguments)}", exit_codes.INTERRUPTED)
     except Terminated:
-        code = _say(f"ended by SIGTERM{_go_on(arguments)}", exit_codes.TERMINATED)
+        code = say(f"ended by SIGTERM{_go_on(arguments)}", exit_codes.TERMINATED)
     written = _written_out()
     sys.exit(code or written)
 
@@ -477,11 +71,5 @@ def _written_out() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
         if left:  # it has seen what it wanted, and wants no message
             return 1
-        return _say(f"standard output cannot be written: {error}")
+        return say(f"standard output cannot be written: {error}")
     return 0
-
-
-def _say(error: object, code: int = 1) -> int:
-    who = "bpl" if rank() == 0 else f"bpl, process {rank()}"
-    print(f"{who}: {error}", file=sys.stderr)
-    return code

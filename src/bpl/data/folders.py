@@ -173,11 +173,16 @@ def passed_over(listing: Listing) -> str:
     Returns:
         The number of images with other suffixes, which are named, and of folders; "" where there is nothing.
     """
-    entries = [entry for name in listing.classes for entry in (listing.folder / name).iterdir()]
-    shown_entries = [entry for entry in entries if not entry.name.startswith(".")]
-    suffixes = [Path(entry.name).suffix.lower() for entry in shown_entries if entry.is_file()]
-    others = [suffix for suffix in suffixes if suffix in DECODED_SUFFIXES - SUFFIXES]
-    deeper = sum(entry.is_dir() for entry in shown_entries)
+    taken = set(listing.files)
+    rest = [
+        entry
+        for name in listing.classes
+        for entry in (listing.folder / name).iterdir()
+        if f"{name}/{entry.name}" not in taken and not entry.name.startswith(".")
+    ]
+    suffixes = [Path(entry.name).suffix.lower() for entry in rest if entry.is_file()]
+    others = [suffix for suffix in suffixes if suffix in DECODED_SUFFIXES]
+    deeper = sum(entry.is_dir() for entry in rest)
     images = f"{len(others)} images with the suffixes {', '.join(sorted(set(others)))}" if others else ""
     return " and ".join(filter(None, (images, f"{deeper} folders" if deeper else "")))
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import sys
 from dataclasses import dataclass, replace
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -199,10 +198,9 @@ def _check_total(card: Card, found: int, folder: Traversable) -> None:
             f"'{folder}' holds {found:,} of the {card.images_total:,} images of '{card.name}'; "
             f"a share is run under its own name: use '{card.share}'."
         )
-    print(
-        f"bpl: '{folder}' holds {found:,} images, '{card.name}' stands for {card.images_total:,}: "
-        "results are not comparable with the recorded ones.",
-        file=sys.stderr,
+    cache.say(
+        f"'{folder}' holds {found:,} images, '{card.name}' stands for {card.images_total:,}: "
+        "results are not comparable with the recorded ones."
     )
 
 

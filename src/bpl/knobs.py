@@ -1,0 +1,40 @@
+"""Which method reads which knob of a run's config, for those who set one on a command line."""
+
+import re
+from collections.abc import Collection
+
+from bpl.defaults import METHODS, ONLY_FOR
+
+
+def unread(given: Collection[str], method: str) -> list[str]:
+    """The knobs that were given and change nothing.
+
+    Args:
+        given: names of fields of the config that were given.
+        method: the run's method.
+
+    Returns:
+        Those that the method does not read.
+    """
+    ratio = ["ratio"] if method == "dense" and "ratio" in given else []  # nothing is removed from it
+    return [name for name in ONLY_FOR if name in given and method not in ONLY_FOR[name]] + ratio
+
+
+def with_readers(text: str) -> str:
+    """The description of a config, every knob's line with the methods that read it where not all do.
+
+    Args:
+        text: a docstring without its indentation, with a line ``    name: what for`` a knob.
+    """
+
+    def line(found: re.Match) -> str:
+        return found[0] + (f" Read by {readers}." if (readers := _readers(found[1])) else "")
+
+    return re.sub(r"^    (\w+): .+(?:\n {8}.+)*", line, text, flags=re.MULTILINE)
+
+
+def _readers(name: str) -> str:
+    if name not in ONLY_FOR:
+        return ""
+    others = [method for method in METHODS if method not in ONLY_FOR[name]]
+    return f"all but {', '.join(others)}" if len(others) < len(METHODS) // 2 else ", ".join(ONLY_FOR[name])
