@@ -14,8 +14,9 @@ RUN ?=
 GRID ?= workflow/ucm.yaml
 CORES ?= all
 CAMPAIGN ?=
-# Options for pytest: `make test PYTEST="-k fuse -x"`.
+# Options for pytest: `make test PYTEST="-k fuse -x"`; how many processes `make test` takes (0: none but its own, for --pdb).
 PYTEST ?=
+WORKERS ?= auto
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -90,7 +91,7 @@ reproduce: setup
 
 test: setup
 	@echo '==> Running the tests and comparing the notebooks with their committed outputs'
-	@$(PY) -m pytest --nbval $(PYTEST)
+	@$(PY) -m pytest --nbval -n $(WORKERS) --maxprocesses 4 --dist loadfile $(PYTEST)
 
 test-long: setup
 	@echo '==> Running the tests that take minutes'

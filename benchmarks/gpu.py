@@ -17,10 +17,10 @@ import torch
 from steps import CLASSES, MEAN, STD, ReleasedStep, Step, as_file, device_here, gpu_options, make_grown, measured_here
 
 import bpl
-from bpl.chips import known_peak, measured_peak
 from bpl.data import ImageSet, Split
 from bpl.measure import OtherWork, count_macs, in_turns, quartiles
 from bpl.report.gpu import of_peak
+from bpl.sweep.chips import known_peak, measured_peak
 from bpl.train import train
 
 EPOCHS = 4  # of a phase; the first warms up, and compiles

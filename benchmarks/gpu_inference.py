@@ -18,8 +18,8 @@ from torch import nn
 from torch.fx.experimental.optimization import fuse
 
 import bpl
-from bpl.chips import wait_for
 from bpl.measure import OtherWork, count_macs, in_turns, quartiles
+from bpl.sweep.chips import wait_for
 
 ROUNDINGS = (1, 8, 16)
 BATCHES = (1, 64)

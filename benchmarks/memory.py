@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import bpl
-from bpl.atomic import write_atomic
+from bpl.machine.atomic import write_atomic
 from bpl.measure import count_macs
 from bpl.memory import step_memory
 

@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bpl.atomic import write_atomic
-from bpl.chips import wait_for
-from bpl.compiled import Compiled
 from bpl.data import augment, normalise
 from bpl.diversity import diversity_loss
 from bpl.hardware import machine, use_threads
+from bpl.machine.atomic import write_atomic
+from bpl.machine.compiled import Compiled
 from bpl.measure import OtherWork, clock_of
 from bpl.partner import partner_blocks
 from bpl.pruning import MaskHolder
+from bpl.sweep.chips import wait_for
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)
 CLASSES = 21

@@ -24,10 +24,10 @@ from exactness import TOLERANCE, images, logits, randomise_statistics, relative_
 from torch import nn
 
 import bpl
-from bpl.atomic import write_atomic
 from bpl.channels import ChannelGraph
-from bpl.deploy import TOLERANCE as ONNX_TOLERANCE
-from bpl.deploy import as_callable
+from bpl.deployment.deploy import TOLERANCE as ONNX_TOLERANCE
+from bpl.deployment.deploy import as_callable
+from bpl.machine.atomic import write_atomic
 from bpl.onnx_files import onnx_bytes
 from bpl.partner import partner_blocks
 from bpl.paths import project_root

@@ -19,11 +19,12 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from bpl import export, processes, recording
+from bpl import export, recording
 from bpl.config import RunConfig
+from bpl.machine import processes
+from bpl.machine.synchronised import Synchronised
 from bpl.measure import Latency
 from bpl.methods import REGISTRY
-from bpl.synchronised import Synchronised
 
 run_module, train_module = (importlib.import_module(name) for name in ("bpl.run", "bpl.train"))
 build_model = train_module.build_model

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from support import files_below, made_up_record, places_fixture  # noqa: F401
 
-from bpl import bundle as bundle_module
-from bpl.atomic import folder_held
-from bpl.bundle import BundleError, Merged, merge_bundles, write_bundle
 from bpl.cli import main
 from bpl.config import RunConfig
+from bpl.machine.atomic import folder_held
 from bpl.records import RecordError, load_record, record_path, save_record
+from bpl.sweep import bundle as bundle_module
+from bpl.sweep.bundle import BundleError, Merged, merge_bundles, write_bundle
 
 pytestmark = pytest.mark.usefixtures("places")
 

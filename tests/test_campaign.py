@@ -17,15 +17,15 @@ import yaml
 from support import SMALL, made_up_record, places_fixture, small, tree_fixture  # noqa: F401
 from trials import keep
 
-from bpl.campaign import START, Campaign
-from bpl.commands import COMMANDS
+from bpl.cli.commands import COMMANDS
+from bpl.cli.words import read
 from bpl.config import RunConfig
 from bpl.data import load_images
+from bpl.machine.run_lock import only_here
 from bpl.records import load_record, record_path, save_record
-from bpl.run_lock import only_here
 from bpl.runlog import read_log
 from bpl.sweep import load_stages
-from bpl.words import read
+from bpl.sweep.campaign import START, Campaign
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOW = ROOT / "workflow"
@@ -113,7 +113,7 @@ def test_a_job_is_told_which_images_the_campaign_was_planned_on(tmp_path):
     names = {}
     for source in ("real", "synthetic"):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("bpl.campaign.source_of", lambda dataset, data, source=source: source)
+            patch.setattr("bpl.sweep.campaign.source_of", lambda dataset, data, source=source: source)
             campaign = Campaign.of_grid(grid, tmp_path / "ended")
         assert {config.data for config in campaign.runs.values()} == {source}
         assert all(f"--data {source}" in campaign.command(name) for name in campaign.runs)

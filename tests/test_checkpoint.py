@@ -11,8 +11,8 @@ import pytest
 import torch
 from support import files_below, places_fixture, same_weights, small, trained, tree_fixture  # noqa: F401
 
-from bpl import atomic, checkpoint
-from bpl.checkpoint import CheckpointError, delete_checkpoint, load_checkpoint, save_checkpoint
+from bpl.machine import atomic, checkpoint
+from bpl.machine.checkpoint import CheckpointError, delete_checkpoint, load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("places")
 

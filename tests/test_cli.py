@@ -367,7 +367,7 @@ def test_export_refuses_what_is_no_network_of_this_library(bpl, tmp_path, conten
 
 
 def test_bench_finds_out_that_it_cannot_write_before_it_measures(bpl, tmp_path, monkeypatch):
-    monkeypatch.setattr("bpl.bench.survey", lambda *_, **__: pytest.fail("measured first"))
+    monkeypatch.setattr("bpl.deployment.bench.survey", lambda *_, **__: pytest.fail("measured first"))
     (tmp_path / "file").write_text("")
     os.mkfifo(tmp_path / "pipe")
     for out in (tmp_path / "file" / "below" / "out.json", tmp_path / "pipe"):
@@ -388,7 +388,7 @@ def test_help_is_given(bpl, words):
 
 
 def test_help_says_what_the_exit_codes_mean(bpl):
-    from bpl import exit_codes
+    from bpl.machine import exit_codes
 
     said = " ".join(bpl("--help")[1].split())
     codes = [value for name, value in vars(exit_codes).items() if name.isupper() and isinstance(value, int)]

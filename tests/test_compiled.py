@@ -6,7 +6,7 @@ from support import places_fixture, same_weights, small, trained, tree_fixture  
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import bpl.compiled as compiled_module
+import bpl.machine.compiled as compiled_module
 import bpl.train as train_module
 from bpl.config import RunConfig
 from bpl.data.batches import POLICIES

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from support import files_below
 
-from bpl import atomic
-from bpl.atomic import check_target, write_atomic, write_together
 from bpl.data import CARDS, DataError, load_images
 from bpl.data import cache as cache_module
 from bpl.data.folders import DECODED_SUFFIXES, FORMATS, MAX_PIXELS, SUFFIXES, decode, list_images
+from bpl.machine import atomic
+from bpl.machine.atomic import check_target, write_atomic, write_together
 
 
 @pytest.fixture(autouse=True)

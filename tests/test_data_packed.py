@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from bpl import atomic
 from bpl.config import RunConfig
 from bpl.data import CARDS, DataError, load_images, make_split, pack_images, packed
 from bpl.data.folders import find_folder, list_images
 from bpl.data.packed import open_packed
+from bpl.machine import atomic
 
 UCM = CARDS["ucm"]
 FOLDER = UCM.folders[0]

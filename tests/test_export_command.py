@@ -24,9 +24,10 @@ from support import (  # noqa: F401
 )
 
 import bpl
-from bpl import atomic, deploy
 from bpl.data import load_images
+from bpl.deployment import deploy
 from bpl.export import check_finished, load_model, read_description, save_model
+from bpl.machine import atomic
 from bpl.pruning import masks_of_zeros
 
 pytestmark = pytest.mark.usefixtures("places", "no_stopwatch")

@@ -7,8 +7,8 @@ import pytest
 import torch
 from support import places_fixture  # noqa: F401
 
-from bpl.chips import BF16_PEAK, known_peak, measured_peak
 from bpl.report.gpu import gpu_inference_sentence, gpu_training_table, load_gpu_inference, load_gpu_training
+from bpl.sweep.chips import BF16_PEAK, known_peak, measured_peak
 
 pytestmark = pytest.mark.usefixtures("places")
 

@@ -20,11 +20,11 @@ from support import (  # noqa: F401
 
 from bpl.config import RunConfig
 from bpl.data import load_images, make_split
+from bpl.machine.run_lock import only_here
 from bpl.measure import count_macs
 from bpl.models import build_model
 from bpl.records import record_path
 from bpl.run import dense_network, run
-from bpl.run_lock import only_here
 from bpl.train import predict
 
 pytestmark = pytest.mark.usefixtures("places", "no_stopwatch")

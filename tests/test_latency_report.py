@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import bpl
-from bpl import bench, hardware, layer_times
+from bpl import hardware, layer_times
+from bpl.deployment import bench
 from bpl.measure import count_macs, count_params
 from bpl.report import ReportError, latency
 from bpl.report.survey import Survey, load_survey

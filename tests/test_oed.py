@@ -23,9 +23,9 @@ import bpl
 from bpl import train as train_module
 from bpl.cli import main
 from bpl.config import RunConfig
-from bpl.exit_codes import WRONG_USAGE
 from bpl.export import ModelFileError, read_description
 from bpl.fista import Fista, fista_step, shrink_nonnegative, threshold_to_sum
+from bpl.machine.exit_codes import WRONG_USAGE
 from bpl.measure import count_macs, count_params
 from bpl.methods import OED, Batch, Training
 from bpl.methods.oed import OnlineEnsemble, without_blocks

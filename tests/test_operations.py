@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from bpl import operations
+from bpl.channels import operations
 
 
 def called(operation, x: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import bpl
-from bpl.ordinary import is_ordinary_conv, is_ordinary_linear, is_ordinary_norm
+from bpl.channels.ordinary import is_ordinary_conv, is_ordinary_linear, is_ordinary_norm
 
 
 class Activated(nn.Conv2d):

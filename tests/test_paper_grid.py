@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 from support import places_fixture, small, trained, tree_fixture  # noqa: F401
 
-from bpl.chips import BF16_PEAK
 from bpl.cli import main
 from bpl.config import RunConfig
 from bpl.data import CARDS
 from bpl.defaults import METHODS, TIERS
-from bpl.estimate import estimate, training_macs
 from bpl.measure import count_macs, count_params
 from bpl.models import build_model
 from bpl.partner import grow_partners
 from bpl.pruning import prune_masks, slim
 from bpl.sweep import load_grid, load_stages
+from bpl.sweep.chips import BF16_PEAK
+from bpl.sweep.estimate import estimate, training_macs
 
 pytestmark = pytest.mark.usefixtures("places")
 

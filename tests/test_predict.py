@@ -29,13 +29,13 @@ from PIL import Image
 from support import files_below, make_tree
 
 import bpl
-from bpl import atomic
 from bpl.data import load_images
 from bpl.data.synthetic import draw_scenes
+from bpl.deployment.predict import classify, find_images, load_classifier
+from bpl.deployment.shipped import DEMO_FOLDER
 from bpl.export import ModelFileError
-from bpl.predict import classify, find_images, load_classifier
+from bpl.machine import atomic
 from bpl.records import load_record
-from bpl.shipped import DEMO_FOLDER
 from bpl.train import predict
 
 
@@ -336,7 +336,7 @@ def test_a_table_goes_through_a_link_and_not_over_a_pipe(command, files, folder,
     (tmp_path / "link.csv").symlink_to("table.csv")
     assert command("predict", files / "net.onnx", folder, "--csv", tmp_path / "link.csv")[0] == 0
     assert (tmp_path / "link.csv").is_symlink() and len(rows((tmp_path / "table.csv").read_text())) == 4
-    monkeypatch.setattr("bpl.predict.load_classifier", lambda *_, **__: pytest.fail("found out too late"))
+    monkeypatch.setattr("bpl.deployment.predict.load_classifier", lambda *_, **__: pytest.fail("found out too late"))
     refused(command, "It is no file.*pipe'", files / "net.onnx", folder, "--csv", tmp_path / "pipe", code=1)
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
@@ -348,7 +348,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_is_classified(
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(atomic.tempfile, "TemporaryFile", read_only)
-    monkeypatch.setattr("bpl.predict.load_classifier", lambda *_, **__: pytest.fail("found out too late"))
+    monkeypatch.setattr("bpl.deployment.predict.load_classifier", lambda *_, **__: pytest.fail("found out too late"))
     refused(command, f"Read-only.*'{tmp_path}'", files / "net.onnx", folder, "--csv", tmp_path / "t.csv", code=1)
 
 

@@ -11,9 +11,9 @@ from deployed import CLASSES, MEAN, SIZE, STD, network, network_as_onnx
 from exactness import images, logits
 from onnx import numpy_helper
 
-from bpl.deploy import as_callable, compare
+from bpl.deployment.deploy import as_callable, compare
+from bpl.deployment.quantise import CALIBRATION_IMAGES, calibration_part, quantise_onnx
 from bpl.export import describe_use
-from bpl.quantise import CALIBRATION_IMAGES, calibration_part, quantise_onnx
 
 
 @pytest.fixture(scope="module")

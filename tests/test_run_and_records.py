@@ -25,6 +25,7 @@ from support import (  # noqa: F401
 from bpl.config import RunConfig
 from bpl.data import load_images
 from bpl.export import exports_of, load_model
+from bpl.machine.run_lock import RunBusy, only_here
 from bpl.paths import project_root
 from bpl.recording import accuracies
 from bpl.records import (
@@ -39,7 +40,6 @@ from bpl.records import (
     source_digest,
 )
 from bpl.run import run
-from bpl.run_lock import RunBusy, only_here
 from bpl.train import Stopped, predict, top1
 
 pytestmark = pytest.mark.usefixtures("places", "no_stopwatch")

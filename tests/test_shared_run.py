@@ -18,16 +18,16 @@ from support import SMALL, files_below, places_fixture, tree_fixture  # noqa: F4
 from trials import keep
 
 import bpl
-from bpl import processes
-from bpl.checkpoint import load_checkpoint
 from bpl.cli import main
 from bpl.config import RunConfig
-from bpl.exit_codes import TERMINATED, TRY_AGAIN
+from bpl.machine import processes
+from bpl.machine.checkpoint import load_checkpoint
+from bpl.machine.exit_codes import TERMINATED, TRY_AGAIN
+from bpl.machine.sharing import check_shared
 from bpl.memory import step_memory
 from bpl.methods import REGISTRY
 from bpl.records import load_record
 from bpl.runlog import read_log
-from bpl.sharing import check_shared
 
 pytestmark = pytest.mark.usefixtures("places")
 

@@ -23,13 +23,13 @@ from support import (  # noqa: F401
 from bpl import runlog
 from bpl.cli import main
 from bpl.data import CARDS, load_images, source_of
-from bpl.durations import Durations, in_words
-from bpl.ending import Terminated, on_sigterm
+from bpl.machine.ending import Terminated, on_sigterm
+from bpl.machine.run_lock import is_held, only_here
 from bpl.records import record_path, save_record
 from bpl.run import run
-from bpl.run_lock import is_held, only_here
 from bpl.runlog import RunLog, logged, read_log
-from bpl.status import as_json, as_table, status_of_grid, status_of_work
+from bpl.sweep.durations import Durations, in_words
+from bpl.sweep.status import as_json, as_table, status_of_grid, status_of_work
 from bpl.train import Stopped
 
 pytestmark = pytest.mark.usefixtures("places", "no_stopwatch")
@@ -289,7 +289,7 @@ def test_sigterm_lets_an_epoch_end_and_the_training_stop_with_a_checkpoint(tree,
 # -- how long -----------------------------------------------------------------------------------------------------
 def test_a_run_is_expected_to_take_as_long_as_its_kind_and_other_kinds_as_their_arithmetic_says():
     from bpl.config import RunConfig
-    from bpl.estimate import size_of, training_macs
+    from bpl.sweep.estimate import size_of, training_macs
 
     took = Durations()
     dense = RunConfig("ucm", "dense")
@@ -308,7 +308,7 @@ def test_a_run_is_expected_to_take_as_long_as_its_kind_and_other_kinds_as_their_
 def test_the_pace_of_the_closest_kind_counts():
     """Of its architecture and its method, else of its architecture, else of any."""
     from bpl.config import RunConfig
-    from bpl.estimate import size_of, training_macs
+    from bpl.sweep.estimate import size_of, training_macs
 
     def of_mobilenet(method: str, ratio: float) -> RunConfig:
         return RunConfig("ucm", method, arch="mobilenet_v2", ratio=ratio)

@@ -16,11 +16,11 @@ from support import (  # noqa: F401
     tree_fixture,
 )
 
-import bpl.sweep as sweep_module
+import bpl.sweep.local as sweep_module
 import bpl.train as train_module
 from bpl.data import load_images
+from bpl.machine.run_lock import RunBusy, only_here
 from bpl.records import load_records, record_path, save_record
-from bpl.run_lock import RunBusy, only_here
 from bpl.sweep import GridError, load_grid, seconds_of, sweep
 
 pytestmark = pytest.mark.usefixtures("places", "no_stopwatch")

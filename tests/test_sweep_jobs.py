@@ -26,18 +26,18 @@ from support import (  # noqa: F401
     tree_fixture,
 )
 
-import bpl.sweep as sweep_module
+import bpl.sweep.local as sweep_module
 import bpl.train as train_module
-from bpl.bundle import merge_bundles
-from bpl.checkpoint import load_checkpoint
 from bpl.config import RunConfig
 from bpl.data import load_images
 from bpl.export import load_model
-from bpl.jobs import ProcessDied, side_by_side
+from bpl.machine.checkpoint import load_checkpoint
+from bpl.machine.run_lock import only_here
 from bpl.records import load_record, record_path, save_record
 from bpl.run import run
-from bpl.run_lock import only_here
 from bpl.sweep import GridError, Outcome, load_grid, sweep
+from bpl.sweep.bundle import merge_bundles
+from bpl.sweep.jobs import ProcessDied, side_by_side
 
 pytestmark = pytest.mark.usefixtures("places", "no_stopwatch")
 

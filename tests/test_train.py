@@ -8,7 +8,7 @@ import torch
 from support import SMALL, make_tree, places_fixture, same_weights, small, trained, tree_fixture  # noqa: F401
 from torch import nn
 
-from bpl.checkpoint import CheckpointError
+from bpl.machine.checkpoint import CheckpointError
 from bpl.schedule import one_cycle, released
 from bpl.train import Stopped, predict, top1
 

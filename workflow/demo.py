@@ -17,13 +17,13 @@ import tempfile
 from pathlib import Path
 
 import bpl
-from bpl.atomic import write_together
 from bpl.config import RunConfig
 from bpl.data import CARDS
-from bpl.deploy import export, images_for
+from bpl.deployment.deploy import export, images_for
+from bpl.deployment.shipped import DEMO_FOLDER, Shipped, find_shipped
 from bpl.export import read_description, save_model
+from bpl.machine.atomic import write_together
 from bpl.records import load_record
-from bpl.shipped import DEMO_FOLDER, Shipped, find_shipped
 from bpl.train import predict
 
 ROW = RunConfig(dataset="ucm", method="bpl", ratio=0.78, seed=0)  # 74 % fewer MACs, as the paper's headline

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from bpl.budget import COSTS, TARGETS, Budget
-from bpl.compiled import MODES as COMPILE_MODES
 from bpl.data.batches import POLICIES as AUGMENTATIONS
 from bpl.data.catalog import CARDS
 from bpl.defaults import (
@@ -37,6 +36,7 @@ from bpl.defaults import (
     USUAL,
 )
 from bpl.diversity import FORMS
+from bpl.machine.compiled import MODES as COMPILE_MODES
 from bpl.models import NAMES as ARCHITECTURES
 from bpl.partner_shapes import KINDS as PARTNERS
 from bpl.pretrain import Pretraining

@@ -12,8 +12,8 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from bpl.atomic import write_together
 from bpl.copies import check_is_bare
+from bpl.machine.atomic import write_together
 from bpl.models import build_model
 from bpl.norm_act import take_apart
 from bpl.partner import partner_blocks, replace_module

@@ -24,11 +24,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from bpl.atomic import write_atomic
 from bpl.budget import TARGETS, Budget
 from bpl.channels import ChannelGraph
 from bpl.config import RunConfig
 from bpl.layer_times import LatencyCost, LayerTimes
+from bpl.machine.atomic import write_atomic
 from bpl.measure import forward_pass, in_turns
 from bpl.paths import work_folder
 from bpl.pruning.channel_cost import ChannelCost

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bpl.copies import copy_of
-from bpl.exit_codes import one_line
+from bpl.machine.exit_codes import one_line
 
 BACKENDS = ("eager", "compile", "onnxruntime")
 CLOCKS = ("wall", "processor")

@@ -11,7 +11,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from bpl.chance import chance_kept, seed_all
+from bpl.channels.chance import chance_kept, seed_all
 
 
 def take_apart(norm: nn.Module) -> tuple[nn.BatchNorm2d, nn.Module] | None:

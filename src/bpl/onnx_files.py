@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from bpl.atomic import write_atomic
 from bpl.copies import copy_of
 from bpl.export import FORMAT, ModelFileError, check_finished, describe_use, refuse_unfused
+from bpl.machine.atomic import write_atomic
 from bpl.measure import blamed_on_images, image_channels
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bpl.ordinary import is_patched
+from bpl.channels.ordinary import is_patched
 from bpl.partner_conv import Branch, ConvNorm, norm_as_affine, same_shape
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bpl import processes
 from bpl.config import RunConfig
 from bpl.data import ImageSet, Split
+from bpl.machine import processes
 from bpl.measure import count_macs, count_params, measure_latency
 from bpl.models import build_model
 from bpl.records import Record, source_digest

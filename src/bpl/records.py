@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bpl.atomic import write_atomic
 from bpl.config import RunConfig
 from bpl.data import CARDS
+from bpl.machine.atomic import write_atomic
 from bpl.paths import results_folder
 from bpl.shown import shown
 

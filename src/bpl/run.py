@@ -9,16 +9,16 @@ from typing import Any
 
 from torch import nn
 
-from bpl import processes
-from bpl.atomic import check_writable, folder_held
-from bpl.checkpoint import delete_checkpoint
 from bpl.config import RunConfig
 from bpl.data import ImageSet, Split, load_images, make_split
 from bpl.export import exports_of, load_model, read_description, save_model
+from bpl.machine import processes
+from bpl.machine.atomic import check_writable, folder_held
+from bpl.machine.checkpoint import delete_checkpoint
+from bpl.machine.run_lock import RunBusy, only_here
 from bpl.paths import work_folder
 from bpl.recording import make_record
 from bpl.records import Record, RecordError, check_images, load_record, record_path, save_record, source_digest
-from bpl.run_lock import RunBusy, only_here
 from bpl.runlog import logged
 from bpl.train import Start, Stopped, Trained, Watch, pretraining_of, train
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from bpl.config import RunConfig
-from bpl.exit_codes import one_line
-from bpl.processes import rank
+from bpl.machine.exit_codes import one_line
+from bpl.machine.processes import rank
 from bpl.train import Stopped
 
 LIMIT = 256 << 10  # bytes; some 1,000 epochs. Then the file becomes log.1.jsonl in place of the one before

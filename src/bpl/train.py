@@ -2,8 +2,8 @@
 
 Everything that draws chance is seeded by (seed, epoch), the learning rate is a function of the step, and the state of
 a run is its weights, its momentum and its masks: a run that was killed and resumed ends, on the CPU, with the weights
-of one that was not. Where several processes share a run (`bpl.processes`), each goes through this loop with its share
-of every batch, and all of them end with the weights of a run in one process, up to rounding.
+of one that was not. Where several processes share a run (`bpl.machine.processes`), each goes through this loop with its
+share of every batch, and all of them end with the weights of a run in one process, up to rounding.
 """
 
 import time
@@ -17,21 +17,21 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from bpl import processes
-from bpl.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from bpl.compiled import Compiled
 from bpl.config import RunConfig
 from bpl.data import ImageSet, Share, Split, augment, batches, load_images, make_split, normalise
 from bpl.data.streamed import death_said
-from bpl.exit_codes import TRY_AGAIN
-from bpl.finite import check_finite
+from bpl.machine import processes
+from bpl.machine.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from bpl.machine.compiled import Compiled
+from bpl.machine.exit_codes import TRY_AGAIN
+from bpl.machine.finite import check_finite
+from bpl.machine.out_of_memory import out_of_memory_said
+from bpl.machine.sharing import check_shared
+from bpl.machine.synchronised import Synchronised
 from bpl.methods import REGISTRY, Batch, Material, Method, Training
 from bpl.models import build_model
-from bpl.out_of_memory import out_of_memory_said
 from bpl.pretrain import transfer
 from bpl.schedule import SCHEDULES, steps_an_epoch
-from bpl.sharing import check_shared
-from bpl.synchronised import Synchronised
 
 CHECKPOINT_SECONDS = 20.0  # between two checkpoints: this much work is lost to a kill
 CHECKPOINT_COST = 0.4  # seconds; where saving takes longer, it is done as much less often: 2 % of the time at most

@@ -17,11 +17,11 @@ from pathlib import Path
 import lightning_fabric  # noqa: F401  train imports it late; here once for all attempts
 import torch
 
-from bpl import atomic
 from bpl import train as train_module
-from bpl.checkpoint import load_checkpoint
 from bpl.config import RunConfig
 from bpl.data import load_images, make_split
+from bpl.machine import atomic
+from bpl.machine.checkpoint import load_checkpoint
 
 
 def attempt(config: RunConfig, checkpoint: Path, result: Path, kill_at: int | None) -> None:

@@ -25,13 +25,14 @@ from pathlib import Path
 import lightning_fabric  # noqa: F401  train imports it late; here once for all attempts
 import torch
 
-from bpl import atomic, recording
+from bpl import recording
 from bpl import train as train_module
-from bpl.bundle import merge_bundles, write_bundle
 from bpl.config import RunConfig
+from bpl.machine import atomic
 from bpl.measure import Latency
 from bpl.records import load_record, record_path
 from bpl.sweep import sweep
+from bpl.sweep.bundle import merge_bundles, write_bundle
 
 run_module = importlib.import_module("bpl.run")  # `bpl.run` is the function of that name
 PATIENCE = 600.0  # seconds that a sweep has to come as far as it is wanted

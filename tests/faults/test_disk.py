@@ -17,11 +17,11 @@ from support import (  # noqa: F401
     tree_fixture,
 )
 
-from bpl import atomic
-from bpl.atomic import write_atomic, write_together
-from bpl.checkpoint import save_checkpoint
 from bpl.config import RunConfig
 from bpl.data import DataError
+from bpl.machine import atomic
+from bpl.machine.atomic import write_atomic, write_together
+from bpl.machine.checkpoint import save_checkpoint
 from bpl.records import load_record, record_path, save_record
 from bpl.run import run
 

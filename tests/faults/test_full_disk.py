@@ -17,11 +17,11 @@ from PIL import Image
 from support import SMALL, files_below, made_up_record, no_stopwatch_fixture, places_fixture, tree_fixture  # noqa: F401
 from trials import keep
 
-from bpl import atomic
 from bpl import train as train_module
-from bpl.checkpoint import load_checkpoint, save_checkpoint
 from bpl.cli import main
 from bpl.config import RunConfig
+from bpl.machine import atomic
+from bpl.machine.checkpoint import load_checkpoint, save_checkpoint
 from bpl.records import iterate_records, record_path, save_record
 
 pytestmark = pytest.mark.usefixtures("places", "no_stopwatch")

@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from support import files_below, made_up_record
 
-from bpl.bundle import BundleError, merge_bundles, write_bundle
-from bpl.checkpoint import _HEADER, _MAGIC, CheckpointError, load_checkpoint, save_checkpoint
 from bpl.config import RunConfig
 from bpl.data import CARDS, DataError
 from bpl.data.download import _check_members, _unpack
 from bpl.data.folders import decode, list_images
 from bpl.data.packed import open_packed
+from bpl.machine.checkpoint import _HEADER, _MAGIC, CheckpointError, load_checkpoint, save_checkpoint
 from bpl.records import RecordError, load_records, record_path, save_record
+from bpl.sweep.bundle import BundleError, merge_bundles, write_bundle
 
 long = pytest.mark.parametrize("count", [SHORT, pytest.param(LONG, marks=pytest.mark.slow)])
 CARD = dataclasses.replace(CARDS["ucm"], classes=("a", "b"), folders=("set",), images_total=4)
@@ -193,7 +193,7 @@ def test_hostile_bundles_are_refused_or_taken(recorded, tmp_path, count):
 
 
 def test_a_bundle_that_would_fill_the_memory_is_refused_unread(tmp_path, monkeypatch):
-    monkeypatch.setattr("bpl.bundle.LARGEST_BUNDLE", 1000)
+    monkeypatch.setattr("bpl.sweep.bundle.LARGEST_BUNDLE", 1000)
     (tmp_path / "bundle.zip").write_bytes(archive({f"a/{n}.json": b" " * 300 for n in range(4)}, zipfile.ZIP_DEFLATED))
     with pytest.raises(BundleError, match="would unpack to 1,200 bytes: at most 1,000"):
         merge_bundles([tmp_path / "bundle.zip"], tmp_path / "into")

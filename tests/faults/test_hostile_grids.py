@@ -86,7 +86,7 @@ def test_a_bomb_is_refused_at_once_by_name(tmp_path, monkeypatch, capsys, kind):
 
 
 def test_entries_that_are_too_many_together_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("bpl.sweep.MOST_RUNS", 100)
+    monkeypatch.setattr("bpl.sweep.local.MOST_RUNS", 100)
     entries = [{"dataset": "ucm", "method": "bpl", "seed": list(range(40)), "width": width} for width in (8, 9, 10)]
     (tmp_path / "grid.json").write_text(json.dumps(entries))
     with pytest.raises(GridError, match="entry 3: with it there are more than 100 runs"):

@@ -16,7 +16,7 @@ from PIL import Image
 
 from bpl.data import DataError
 from bpl.data.folders import MAX_PIXELS, decode, list_images
-from bpl.predict import find_images
+from bpl.deployment.predict import find_images
 
 long = pytest.mark.parametrize("count", [SHORT, pytest.param(LONG, marks=pytest.mark.slow)])
 MODES = {

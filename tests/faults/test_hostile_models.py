@@ -13,10 +13,10 @@ from fuzzing import HOSTILE, LONG, SHORT, fuzz, hostile_text, mutated_bytes
 from PIL import Image
 
 from bpl.cli import main
+from bpl.deployment.predict import load_classifier
 from bpl.export import ModelFileError, load_model, save_model
 from bpl.models import build_model
 from bpl.onnx_files import export_onnx
-from bpl.predict import load_classifier
 
 long = pytest.mark.parametrize("count", [SHORT // 2, pytest.param(LONG, marks=pytest.mark.slow)])
 USE = {"classes": ["a", "b", "c"], "mean": [0.5] * 3, "std": [0.25] * 3}

@@ -20,12 +20,12 @@ from support import (  # noqa: F401
     tree_fixture,
 )
 
-from bpl import finite
-from bpl.atomic import write_atomic
-from bpl.checkpoint import load_checkpoint, previous_of
 from bpl.cli import main
+from bpl.machine import finite
+from bpl.machine.atomic import write_atomic
+from bpl.machine.checkpoint import load_checkpoint, previous_of
+from bpl.machine.out_of_memory import OutOfMemory, is_out_of_memory, out_of_memory_said
 from bpl.methods import REGISTRY
-from bpl.out_of_memory import OutOfMemory, is_out_of_memory, out_of_memory_said
 from bpl.records import load_record, record_path
 from bpl.run import run
 from bpl.runlog import read_log

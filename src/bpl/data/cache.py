@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bpl.atomic import write_atomic
+from bpl.machine.atomic import write_atomic
 
 _FORMAT = 1  # raise it whenever decoding changes: old entries are then not found
 

@@ -17,12 +17,12 @@ from importlib.resources.abc import Traversable
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from bpl.atomic import write_atomic
 from bpl.data.catalog import CARDS, DataError
 from bpl.data.download import _check_members
 from bpl.data.folders import MAX_PIXELS
 from bpl.data.image_set import find_real, list_known
 from bpl.data.splits import AITLAS_FOLDER, aitlas_files
+from bpl.machine.atomic import write_atomic
 
 MAX_MEMBER_BYTES = 6 * MAX_PIXELS  # the largest image that is decoded, as 16-bit RGB without compression
 

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from bpl.atomic import write_atomic
 from bpl.data import cache
 from bpl.data.folders import Listing, decode_all
 from bpl.data.statistics import ChannelHistograms, Statistics
 from bpl.data.streamed import DecodedRows, ImageFiles, Pixels
+from bpl.machine.atomic import write_atomic
 
 _BYTES_AT_ONCE = 8 << 20
 _SPARE = 1 << 30  # bytes that are left free on the disk: checkpoints and records are worth more

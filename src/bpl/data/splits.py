@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from bpl.atomic import write_atomic
 from bpl.data.catalog import CARDS, DataError
 from bpl.data.folders import open_root, roots
 from bpl.data.image_set import ImageSet
+from bpl.machine.atomic import write_atomic
 
 PARTS = ("train", "validation", "test")
 

@@ -124,7 +124,7 @@ class Method:
 
     Attributes:
         shares_batches: whether several processes may train it, each on its share of every batch: its loss is a mean
-            over images plus terms of the weights alone, and one process decides for all (`bpl.processes.decide`).
+            over images plus terms of the weights alone, and one process decides for all (`processes.decide`).
     """
 
     shares_batches = True

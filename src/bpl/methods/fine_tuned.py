@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from bpl.config import RunConfig
+from bpl.machine.processes import decide
 from bpl.measure import count_macs
 from bpl.methods.base import Material
 from bpl.methods.taught import Taught
-from bpl.processes import decide
 from bpl.pruning import slim
 
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from bpl.config import RunConfig
 from bpl.defaults import LEAKING_MASKS
 from bpl.hardware import config_widths
+from bpl.machine.processes import decide
 from bpl.methods.base import Material, Method, Training
 from bpl.partner import fuse_partners, partner_blocks
-from bpl.processes import decide
 from bpl.pruning import MaskHolder, prune_masks, slim
 
 

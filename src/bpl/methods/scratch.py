@@ -3,9 +3,9 @@
 from torch import nn
 
 from bpl.hardware import config_widths
+from bpl.machine.processes import decide
 from bpl.methods.base import Method
 from bpl.models import initialise
-from bpl.processes import decide
 from bpl.pruning import prune_masks, slim
 
 

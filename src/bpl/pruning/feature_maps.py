@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bpl.channels import ChannelGraph
-from bpl.operations import ACTIVATION_CALLS, ACTIVATION_MODULES
+from bpl.channels.operations import ACTIVATION_CALLS, ACTIVATION_MODULES
 
 Statistic = Callable[[Tensor], Tensor]  # maps (B, N, H, W) -> its sum over the images, the first dimension being N
 

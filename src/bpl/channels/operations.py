@@ -1,6 +1,6 @@
 """What single operations do to channels: which keep a channel of zeros zero, which write in place, which flatten.
 
-The tables and questions that `bpl.channels` walks a traced network with.
+The tables and questions that `bpl.channels.analysis` walks a traced network with.
 """
 
 import operator
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torchvision.ops import stochastic_depth
 
-from bpl.ordinary import is_identity_in_evaluation
+from bpl.channels.ordinary import is_identity_in_evaluation
 
 # Functions f with f(0) = 0, channel by channel: a masked channel stays zero through them.
 ZERO_ACTIVATION_MODULES = (

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from bpl.channel_sets import Channels, ChannelSets
-from bpl.operations import (
+from bpl.channels.operations import (
     ADDITIONS,
     CLIP_CALLS,
     DIVISIONS,
@@ -42,7 +41,7 @@ from bpl.operations import (
     pool_step,
     rank_after,
 )
-from bpl.ordinary import (
+from bpl.channels.ordinary import (
     is_channel_wise,
     is_identity_in_evaluation,
     is_ordinary_conv,
@@ -50,6 +49,7 @@ from bpl.ordinary import (
     is_ordinary_norm,
     is_patched,
 )
+from bpl.channels.sets import Channels, ChannelSets
 from bpl.partner_conv import PartnerConv2d, has_forward_hooks
 
 

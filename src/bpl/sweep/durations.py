@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterable
 
 from bpl.config import RunConfig
-from bpl.estimate import size_of, training_macs
+from bpl.sweep.estimate import size_of, training_macs
 
 
 class Durations:

@@ -10,7 +10,7 @@ from bpl.paths import results_folder, work_folder
 from bpl.records import load_record
 
 DEMO = "demo"  # the name of the trained network that comes with the library
-DEMO_FOLDER = Path(__file__).parent / "demo"
+DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 _WEIGHTS = "model.safetensors"
 
 

@@ -1,7 +1,7 @@
 """What a run must be like for several processes to share it, with the result that one process would have."""
 
-from bpl import processes
 from bpl.config import RunConfig
+from bpl.machine import processes
 from bpl.methods import REGISTRY
 
 

@@ -16,7 +16,7 @@ from torch import distributed as dist
 from torch.overrides import TorchFunctionMode
 
 from bpl.data.batches import Share
-from bpl.processes import add_up, count, rank
+from bpl.machine.processes import add_up, count, rank
 
 
 class _WholeBatch(torch.autograd.Function):

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from bpl.data import DataError, normalise
 from bpl.data.folders import DECODED_SUFFIXES, decode
+from bpl.deployment.shipped import find_shipped
 from bpl.export import FORMAT, ModelFileError, load_model, parse_description, read_description
 from bpl.names import is_plain
 from bpl.onnx_files import open_session
 from bpl.records import RecordError
-from bpl.shipped import find_shipped
 from bpl.shown import shown
 
 TOP = 5  # classes in a row
@@ -70,8 +70,8 @@ def load_classifier(model: str | Path, *, work: Path | None = None) -> Classifie
     """Read a network to classify images with.
 
     Args:
-        model: an ONNX file that `bpl.export_onnx` wrote, or whatever `bpl.shipped.find_shipped` finds: a run's name,
-            record, folder or safetensors file, or ``demo``.
+        model: an ONNX file that `bpl.export_onnx` wrote, or whatever `bpl.deployment.shipped.find_shipped` finds: a
+            run's name, record, folder or safetensors file, or ``demo``.
         work: folder of the runs' networks; None for ``_build/runs``.
 
     Returns:

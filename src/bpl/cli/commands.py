@@ -11,12 +11,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from bpl import exit_codes
+from bpl.cli.knobs import unread, with_readers
+from bpl.cli.words import Positional
 from bpl.config import RunConfig
-from bpl.ending import on_sigterm
-from bpl.knobs import unread, with_readers
-from bpl.processes import rank
-from bpl.words import Positional
+from bpl.machine import exit_codes
+from bpl.machine.ending import on_sigterm
+from bpl.machine.processes import rank
 
 # The fields of RunConfig without its checks: the words are only read here, and the config itself says what is wrong
 # with a value.
@@ -118,11 +118,11 @@ class SweepGrid:
     """No progress bars."""
 
     def __call__(self) -> int:
-        from bpl.durations import in_words
         from bpl.sweep import load_grid, load_stages, seconds_of, sweep
+        from bpl.sweep.durations import in_words
 
         if self.estimate:
-            from bpl.estimate import estimate
+            from bpl.sweep.estimate import estimate
 
             print(estimate(load_stages(self.grid), self.chip, self.price))
             return 0
@@ -165,7 +165,7 @@ class Status:
     """Write it as JSON, all runs."""
 
     def __call__(self) -> int:
-        from bpl.status import as_json, as_table, status_of_grid, status_of_work
+        from bpl.sweep.status import as_json, as_table, status_of_grid, status_of_work
 
         where = (self.out, self.work)
         status = status_of_work(*where) if self.grid is None else status_of_grid(self.grid, *where)
@@ -221,8 +221,8 @@ class Export:
     """Folder of the runs' networks; _build/runs of the checkout where not given."""
 
     def __call__(self) -> int:
-        from bpl.deploy import export
-        from bpl.shipped import find_shipped
+        from bpl.deployment.deploy import export
+        from bpl.deployment.shipped import find_shipped
 
         exported = export(find_shipped(self.run, work=self.work), out=self.out, int8=self.int8, data=self.data)
         report = exported.report
@@ -260,8 +260,8 @@ class Predict:
     """Folder of the runs' networks; _build/runs of the checkout where not given."""
 
     def __call__(self) -> int:
-        from bpl.atomic import check_target, write_atomic
-        from bpl.predict import check_table, classify, find_images, load_classifier, write_table
+        from bpl.deployment.predict import check_table, classify, find_images, load_classifier, write_table
+        from bpl.machine.atomic import check_target, write_atomic
 
         if self.csv is not None:
             if not self.csv.absolute().parent.is_dir():
@@ -309,9 +309,9 @@ class Bench:
     """No progress bar."""
 
     def __call__(self) -> int:
-        from bpl.atomic import check_target
-        from bpl.bench import save_survey, survey
+        from bpl.deployment.bench import save_survey, survey
         from bpl.hardware import use_threads
+        from bpl.machine.atomic import check_target
 
         if not all(0 < ratio < 1 for ratio in self.ratios) or 0.7 not in self.ratios:
             raise ValueError(f"--ratios are {self.ratios}: they must be more than 0 and less than 1, 0.7 among them")
@@ -354,7 +354,7 @@ class MergeRecords:
     """Replace records that are there and different."""
 
     def __call__(self) -> int:
-        from bpl.bundle import merge_bundles
+        from bpl.sweep.bundle import merge_bundles
 
         merged = merge_bundles(list(self.bundles), self.into, replace=self.replace)
         print(f"{merged.added} records added, {merged.same} there already, {merged.replaced} replaced")
@@ -371,7 +371,7 @@ class BundleRecords:
     """Results folder; data/results of the checkout where not given."""
 
     def __call__(self) -> int:
-        from bpl.bundle import write_bundle
+        from bpl.sweep.bundle import write_bundle
 
         if self.out is not None and not self.out.is_dir():
             raise ValueError(f"--out is {self.out}: there is no such folder of records")

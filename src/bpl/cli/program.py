@@ -1,18 +1,18 @@
 """The command line: ``bpl run``, ``sweep``, ``status``, ``data``, ``records``, ``export``, ``predict`` and ``bench``.
 
-What goes wrong is one sentence on standard error, and an exit code of `bpl.exit_codes`.
+What goes wrong is one sentence on standard error, and an exit code of `bpl.machine.exit_codes`.
 """
 
 import os
 import select
 import sys
 
-from bpl import exit_codes
-from bpl.commands import COMMANDS, Run, say
-from bpl.ending import Terminated, on_sigterm
-from bpl.out_of_memory import OutOfMemory, is_out_of_memory
-from bpl.processes import ProcessLost, alone_or_refused
-from bpl.words import read
+from bpl.cli.commands import COMMANDS, Run, say
+from bpl.cli.words import read
+from bpl.machine import exit_codes
+from bpl.machine.ending import Terminated, on_sigterm
+from bpl.machine.out_of_memory import OutOfMemory, is_out_of_memory
+from bpl.machine.processes import ProcessLost, alone_or_refused
 
 _GO_ON = "start the same command again to go on from the last checkpoint, where one was saved"
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from bpl.operations import IN_PLACE_OPERATORS, MAKERS
-from bpl.ordinary import is_identity_in_evaluation
+from bpl.channels.operations import IN_PLACE_OPERATORS, MAKERS
+from bpl.channels.ordinary import is_identity_in_evaluation
 from bpl.partner_conv import PartnerConv2d
 
 

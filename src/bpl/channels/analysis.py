@@ -16,12 +16,12 @@ from typing import Any
 
 from torch import fx, nn
 
-from bpl.chance import chance_kept
-from bpl.channel_sets import Channels, ChannelSets
-from bpl.channel_walk import ConvSite, Walk
+from bpl.channels.chance import chance_kept
+from bpl.channels.ordinary import is_patched
+from bpl.channels.sets import Channels, ChannelSets
+from bpl.channels.tracing import Tracer, in_one_line
+from bpl.channels.walk import ConvSite, Walk
 from bpl.copies import check_is_bare, without_values
-from bpl.ordinary import is_patched
-from bpl.tracing import Tracer, in_one_line
 
 __all__ = ["ChannelGraph", "Channels", "ConvSite"]
 

@@ -11,7 +11,7 @@ import copy
 import torch
 from torch import nn
 
-from bpl.chance import chance_kept, seed_all
+from bpl.channels.chance import chance_kept, seed_all
 from bpl.copies import copy_of
 
 _NORM_TENSORS = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from bpl import processes
-from bpl.exit_codes import TRY_AGAIN
+from bpl.machine import processes
+from bpl.machine.exit_codes import TRY_AGAIN
 from bpl.train import Stopped, Watch
 
 LOOKS = 3  # at a run's lock before it counts as held: `is_held` holds it too, for an instant

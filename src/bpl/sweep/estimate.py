@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from bpl.channels import ChannelGraph
-from bpl.chips import BF16_PEAK
 from bpl.config import RunConfig
 from bpl.data import CARDS
 from bpl.defaults import LEAKING_MASKS
@@ -23,6 +22,7 @@ from bpl.partner import grow_partners
 from bpl.pruning import slim
 from bpl.pruning.masks import kept_filters, prunable_sets
 from bpl.schedule import images_an_epoch
+from bpl.sweep.chips import BF16_PEAK
 
 UTILISATION = 0.05  # assumed share of the chip's bf16 rate; ResNets wait for memory, and narrow layers more so
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from bpl.atomic import write_atomic, write_together
+from bpl.machine.atomic import write_atomic, write_together
 
 PIECE = 15 << 20  # bytes of payload in a file: with the list of the other pieces still below 16 MiB
 

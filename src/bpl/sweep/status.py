@@ -12,12 +12,12 @@ from pathlib import Path
 
 from bpl.config import RunConfig
 from bpl.data import source_of
-from bpl.durations import Durations, in_words
+from bpl.machine.run_lock import is_held
 from bpl.paths import work_folder
 from bpl.records import iterate_records, load_record, record_path
-from bpl.run_lock import is_held
 from bpl.runlog import read_log
-from bpl.sweep import load_grid
+from bpl.sweep.durations import Durations, in_words
+from bpl.sweep.local import load_grid
 
 STATES = ("done", "running", "failed", "left")
 SHOWN = 10  # runs of the grid that are left; the others are counted

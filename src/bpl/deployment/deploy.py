@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bpl.atomic import write_together
 from bpl.data import DataError, ImageSet, Split, load_images, make_split, normalise
 from bpl.data.synthetic import draw_scenes
+from bpl.deployment.predict import check_logits, read_image_size, read_use
+from bpl.deployment.quantise import calibration_part, quantise_onnx
+from bpl.deployment.shipped import DEMO_FOLDER, Shipped
 from bpl.export import ModelFileError, check_finished, describe_use, exports_of, load_model, read_description
+from bpl.machine.atomic import write_together
 from bpl.onnx_files import onnx_bytes, open_session
-from bpl.predict import check_logits, read_image_size, read_use
-from bpl.quantise import calibration_part, quantise_onnx
 from bpl.records import Record, load_record
-from bpl.shipped import DEMO_FOLDER, Shipped
 from bpl.train import predict, top1
 
 TOLERANCE = 1e-4  # between logits, absolute; relative to the largest logit where that is above 1

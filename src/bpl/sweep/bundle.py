@@ -12,9 +12,9 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from bpl.atomic import folder_held, write_atomic
 from bpl.config import RunConfig
 from bpl.data import CARDS
+from bpl.machine.atomic import folder_held, write_atomic
 from bpl.names import is_plain
 from bpl.paths import results_folder
 from bpl.records import Record, RecordError, dataset_folder, iterate_records, parse_record

@@ -12,16 +12,16 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 
-from bpl.chips import BF16_PEAK
 from bpl.config import RunConfig
 from bpl.data import source_of
-from bpl.durations import Durations
-from bpl.estimate import UTILISATION, size_of, training_macs
 from bpl.memory import step_memory
 from bpl.models import build_model
 from bpl.partner import grow_partners
 from bpl.records import load_record, record_path
-from bpl.sweep import load_stages
+from bpl.sweep.chips import BF16_PEAK
+from bpl.sweep.durations import Durations
+from bpl.sweep.estimate import UTILISATION, size_of, training_macs
+from bpl.sweep.local import load_stages
 
 CHIP = "H200"  # that GPU runs are reckoned on where no run of their kind is recorded
 MINUTES = 240  # of a run on a CPU of which nothing is known; it is asked for again, longer, where it was too short

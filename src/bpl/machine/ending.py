@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from bpl.exit_codes import TERMINATED
+from bpl.machine.exit_codes import TERMINATED
 
 
 class Terminated(SystemExit):

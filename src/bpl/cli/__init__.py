@@ -1,0 +1,5 @@
+"""The command line, ``bpl``."""
+
+from bpl.cli.program import main
+
+__all__ = ["main"]

@@ -1,0 +1,1 @@
+"""What a run stands on, and what may befall it there: files, processes, signals, memory that ends."""
