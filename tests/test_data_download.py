@@ -17,6 +17,8 @@ from PIL import Image
 
 from bpl.data import CARDS, Archive, DataError, catalog, download, load_images
 from bpl.data.catalog import _ALL_CARDS
+from bpl.data.download import NotNow
+from bpl.machine.exit_codes import TRY_AGAIN
 
 module = sys.modules["bpl.data.download"]  # the package's attribute of that name is the function
 
@@ -134,8 +136,9 @@ def test_other_layouts_inside_the_archive(tmp_path, offer, monkeypatch, above):
 def test_a_broken_connection_keeps_what_arrived_and_the_next_call_goes_on(tmp_path, server, offer):
     offer(make_zip())
     server.cut_after = 3000
-    with pytest.raises(DataError, match=r"broke off .* call again to go on from 'UCMerced_LandUse.zip.part'"):
+    with pytest.raises(NotNow, match=r"broke off .* call again to go on from 'UCMerced_LandUse.zip.part'") as error:
         fetch(tmp_path)
+    assert error.value.exit_code == TRY_AGAIN
     assert os.listdir(tmp_path) == ["UCMerced_LandUse.zip.part"]
     assert (tmp_path / "UCMerced_LandUse.zip.part").stat().st_size == 3000
     server.cut_after = None
@@ -219,7 +222,7 @@ def test_two_processes_do_not_fetch_into_one_root(tmp_path, server, offer):
     """Both would append to one file: the second says so, and what a killed one left is removed by the next."""
     offer(make_zip())
     (tmp_path / ".unpack-of-a-kill").mkdir()
-    with module._only_one(tmp_path), pytest.raises(DataError, match="another process is fetching into"):
+    with module._only_one(tmp_path), pytest.raises(NotNow, match="another process is fetching into"):
         fetch(tmp_path)
     assert server.requests == []
     fetch(tmp_path)
@@ -277,7 +280,7 @@ def test_server_errors_and_no_server(tmp_path, server, offer, monkeypatch):
         fetch(tmp_path)
     nowhere = Archive(url="http://127.0.0.1:9/UCMerced_LandUse.zip", md5="0" * 32)
     monkeypatch.setitem(catalog.CARDS, "ucm", dataclasses.replace(CARDS["ucm"], archives=(nowhere,)))
-    with pytest.raises(DataError, match="broke off"):
+    with pytest.raises(NotNow, match="broke off .* nothing has come yet; call again"):
         fetch(tmp_path)
     assert os.listdir(tmp_path) == []
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -286,7 +287,7 @@ def test_the_paper_states_what_is_cited_and_nothing_else() -> None:
 # -- arms against a control ---------------------------------------------------------------------------------------
 def test_recorded_rows_are_those_of_the_campaign_only(results: Path) -> None:
     campaign = [RunConfig(dataset="ucm", method="bpl", ratio=0.7, seed=seed) for seed in range(5)]
-    (row,) = report.recorded(campaign)
+    (row,) = report.recorded(campaign + [dataclasses.replace(run, device="cpu") for run in campaign])  # spelt twice
     assert (row.method, row.seeds, row.config["diversity_weight"]) == ("bpl", [0, 1, 2], 1.0)
     assert report.recorded([RunConfig(dataset="aid", method="bpl")]) == []
 
@@ -317,6 +318,13 @@ def test_arms_are_shown_with_the_difference_that_a_paired_t_test_gives(results: 
         report.difference_chart(pairs, "the control")._repr_svg_()
         != report.difference_chart([("Partner", other, arm)], "the control")._repr_svg_()
     )
+
+
+def test_a_control_of_more_seeds_is_said(results: Path) -> None:
+    arm, other = (report.select(report.collect(), method=method, ratio=0.7) for method in ("bpl", "scratch"))
+    fewer = dataclasses.replace(arm, records=arm.records[:2])
+    for one, two in ((fewer, other), (other, fewer)):
+        assert re.search(r"\| \d \(2 in pairs\) \|", repr(report.difference_table([("A", one, two)], "c", "tab-x")))
 
 
 def test_arms_without_runs_are_sentences(results: Path) -> None:

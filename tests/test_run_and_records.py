@@ -207,10 +207,22 @@ def test_what_was_made_from_other_images_is_not_taken_for_this_runs(places, tmp_
 
 def test_a_published_set_is_the_same_set_whatever_its_files_were_decoded_with():
     path, record = next(iterate_records(project_root() / "data" / "results"))
-    check_images(record, path, "0" * 64)
+    parts = [record.data[part] for part in ("train", "validation", "test")]
+    check_images(record, path, "0" * 64, sum(parts))
     own = dataclasses.replace(record, config=record.config | {"dataset": "/some/tree"})
-    with pytest.raises(RecordError, match="was made from other images"):
-        check_images(own, path, "0" * 64)
+    with pytest.raises(RecordError, match="was made from other images .digest .* .'000000000000'.: "):
+        check_images(own, path, "0" * 64, sum(parts))
+
+
+def test_a_share_of_a_published_set_is_not_the_set():
+    path, record = next(iterate_records(project_root() / "data" / "results"))
+    parts = [record.data[part] for part in ("train", "validation", "test")]
+    counts = rf"other images \({parts[0]}\+{parts[1]}\+{parts[2]} images\) than those at hand \({sum(parts) - 1} images"
+    with pytest.raises(RecordError, match=counts):
+        check_images(record, path, "0" * 64, sum(parts) - 1)
+    check_images(record, path, record.data["digest"], sum(parts))
+    without_lines = dataclasses.replace(record, config=record.config | {"split": "aitlas"})
+    check_images(without_lines, path, "0" * 64, sum(parts) + 3)  # a published split leaves some out
 
 
 def test_folders_given_win_over_those_of_the_environment(tree, tmp_path):
@@ -412,6 +424,7 @@ def test_records_are_filtered_by_value_and_by_list(folder):
     assert len(load_records(folder, dataset="ucm", source="real")) == 4
     assert len(load_records(folder, method=["bpl", "sfp"], seed=1)) == 2
     assert len(load_records(folder, method="fpgm")) == 0
+    assert set(load_records(folder / "none", macs=1)) <= set(load_records(folder))  # the same columns, no row
     assert list(load_records(folder, dataset="aid").index) == [0]
 
 

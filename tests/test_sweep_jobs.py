@@ -26,6 +26,7 @@ from support import (  # noqa: F401
     tree_fixture,
 )
 
+import bpl.sweep.jobs as jobs_module
 import bpl.sweep.local as sweep_module
 import bpl.train as train_module
 from bpl.config import RunConfig
@@ -232,6 +233,23 @@ def test_quiet_says_only_what_went_wrong(four, pretend, capsys):
     assert (out, err) == (f"failed {four[0].run_name('real')}: no\n", "")
 
 
+def test_what_is_left_counts_no_run_that_others_have_finished(tree, pretend, capsys):
+    six = [small(tree, "dense", seed=seed) for seed in range(6)]
+
+    def outcome(config):
+        for other in six[2:]:  # another sweep is faster
+            save_record(recorded(other), record_path(other, "real"))
+        return Outcome("ran", "50.00", 3600.0)
+
+    pretend.outcome = outcome
+    result = sweep(six, jobs=2)
+    assert (result.done, result.ran, result.left) == (4, 2, [])
+    assert [line.partition(": test ")[2] for line in capsys.readouterr().out.splitlines()] == [
+        "50.00 %, about 2.5 h left",  # the others are not looked at before there is room for a run
+        "50.00 %",
+    ]
+
+
 def test_a_run_that_another_process_finished_by_the_end_counts_as_recorded(four, pretend):
     def outcome(config):
         if config is four[0]:
@@ -319,6 +337,35 @@ def test_jobs_run_at_the_same_time_and_one_that_dies_or_fails_stops_no_other(tmp
     assert max(map(len, shown)) == 2
     assert ("meets", "there") in [pair for pairs in shown for pair in pairs]
     assert not multiprocessing.active_children()
+
+
+def stay(seconds: float, report, *, place: Path):
+    """A job that takes a while to end, as a run does that finishes its epoch first."""
+
+    def end(*_):
+        time.sleep(seconds)
+        (place / f"saved{seconds:g}").touch()
+        raise SystemExit(0)
+
+    signal.signal(signal.SIGTERM, end)
+    report("there")
+    time.sleep(120)
+
+
+def test_jobs_that_are_ended_have_one_span_of_time_for_all_to_finish_their_epochs(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs_module, "GRACE", 6.0)
+    jobs, asked = iter([1.0, 90.0, 91.0]), []
+
+    def show(under_way):
+        if [said for _, said in under_way] == ["there"] * 3:
+            asked.append(time.monotonic())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(side_by_side(lambda: next(jobs, None), partial(stay, place=tmp_path), 3, show))
+    assert time.monotonic() - asked[0] < 2 * jobs_module.GRACE
+    assert not multiprocessing.active_children()
+    assert [path.name for path in tmp_path.iterdir()] == ["saved1"]
 
 
 def test_runs_beside_each_other_leave_the_records_of_runs_one_after_another(tree, places):

@@ -11,7 +11,7 @@ import yaml
 from bpl import report
 from bpl.paths import project_root
 from bpl.records import load_record
-from bpl.report.evidence import MADE_BY
+from bpl.report.evidence_list import MADE_BY
 from bpl.sweep import load_grid
 
 ROOT = project_root()

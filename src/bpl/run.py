@@ -15,16 +15,12 @@ from bpl.export import exports_of, load_model, read_description, save_model
 from bpl.machine import processes
 from bpl.machine.atomic import check_writable, folder_held
 from bpl.machine.checkpoint import delete_checkpoint
-from bpl.machine.run_lock import RunBusy, only_here
+from bpl.machine.run_lock import WAIT, RunBusy, only_here
 from bpl.paths import work_folder
 from bpl.recording import make_record
 from bpl.records import Record, RecordError, check_images, load_record, record_path, save_record, source_digest
 from bpl.runlog import logged
 from bpl.train import Start, Stopped, Trained, Watch, pretraining_of, train
-
-LOOKS = 3  # at a run's lock before it counts as held: `is_held` holds it too, for an instant
-WAIT = 1.0  # seconds between two looks at the lock of a run that is waited for
-LATENCY_BATCH = 1  # images; latency at other batch sizes is the latency notebook's subject
 
 
 def run(
@@ -143,7 +139,7 @@ def run(
 def _record_of(path: Path, images: ImageSet) -> Record:
     """A record of a run on these images; refused where it is of others."""
     record = load_record(path)
-    check_images(record, path, images.digest)
+    check_images(record, path, images.digest, len(images.files))
     return record
 
 
@@ -257,7 +253,7 @@ def network_of(
         except RunBusy:
             if processes.decide(lambda: watch is not None and watch(0, {})):
                 raise Stopped("stopped while another process trains the dense network") from None
-            time.sleep(1.0)
+            time.sleep(WAIT)
     return load_model(shipped)
 
 

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from bpl.data.catalog import CARDS, Archive, Card, DataError
 from bpl.data.folders import find_folder, list_images
+from bpl.machine.exit_codes import TRY_AGAIN
 from bpl.names import is_plain
 from bpl.shown import shown
 
@@ -51,6 +52,12 @@ _OF_THE_DISK = {
 }
 
 
+class NotNow(DataError):
+    """Nothing is wrong but the moment: the same call may do later."""
+
+    exit_code = TRY_AGAIN
+
+
 def download(dataset: str, root: str | Path, progress: bool = True, *, allow_loopback: bool = False) -> Path:
     """Fetch and unpack a data set below a data root.
 
@@ -64,7 +71,8 @@ def download(dataset: str, root: str | Path, progress: bool = True, *, allow_loo
         The folder that holds the class folders. Where it already holds the set, nothing is fetched.
 
     Raises:
-        DataError: Unknown name, a set without a direct archive, no connection, a wrong checksum, or an unsafe archive.
+        DataError: Unknown name, a set without a direct archive, a wrong checksum, or an unsafe archive.
+        NotNow: No connection, or another process is fetching into this root.
         OSError: The root cannot be written.
     """
     card = CARDS.get(dataset)
@@ -105,7 +113,7 @@ def _only_one(root: Path) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
-        raise DataError(f"another process is fetching into '{root}'; wait until it has ended.") from None
+        raise NotNow(f"another process is fetching into '{root}'; wait until it has ended.") from None
     finally:
         os.close(descriptor)
 
@@ -166,9 +174,8 @@ def _fetch(archive: Archive, part: Path, progress: bool, allow_loopback: bool) -
         ) from error
     except (http.client.HTTPException, urllib.error.URLError, ssl.SSLError, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", None) or error
-        raise DataError(
-            f"fetching '{archive.url}' broke off ({reason}); call again to go on from '{part.name}'."
-        ) from error
+        again = f"call again to go on from '{part.name}'" if part.exists() else "nothing has come yet; call again"
+        raise NotNow(f"fetching '{archive.url}' broke off ({reason}); {again}.") from error
     except OSError as error:
         error.filename = error.filename or str(part)  # "No space left on device" alone does not say where
         raise

@@ -2,19 +2,19 @@
 
 from bpl.report.claims import Claim, claim
 from bpl.report.courses import at_the_bound, departures, landing, last_values, selection_changes
-from bpl.report.curves import curves, residuals, strengths
 from bpl.report.display import Drawing, Markdown
-from bpl.report.evidence import evidence, items
+from bpl.report.evidence_list import evidence, items
 from bpl.report.figures import difference_to_dense, price, tradeoff
 from bpl.report.intervals import contrasts, difference_chart, difference_table
 from bpl.report.masked import best_epoch_gains, masked_table
-from bpl.report.pace import epochs_to_reach, pace
 from bpl.report.recipe import averaging_table, recipe_table
 from bpl.report.rows import ReportError, Row, collect, control, find, group, lacking, of_method, recorded, select
 from bpl.report.search import search_answer, search_table
 from bpl.report.sentences import aim_met, answer, beside_claim, complete, diversity, ranking
 from bpl.report.statistics import Difference, Summary, bootstrap_interval, paired_difference, summarise
 from bpl.report.tables import accuracy_table, cost_table
+from bpl.report.training_curves import curves, residuals, strengths
+from bpl.report.training_pace import epochs_to_reach, pace
 from bpl.report.verdicts import Question, seeds_needed, verdict_of, verdict_table
 
 __all__ = [

@@ -28,9 +28,9 @@ def contrasts(pairs: Sequence[Pair]) -> Markdown:
         if value is None:
             said = "Not recorded yet"
         elif value.low is None:
-            said = f"{points(value.mean)} points, {value.undecided}"
+            said = f"{points(value.mean)} points, {value.why_undecided}"
         else:
-            shown = value.undecided or "significant at the 5 % level as a single test"
+            shown = value.why_undecided or "significant at the 5 % level as a single test"
             said = f"{difference(value)}, {seeds(value.n)}: {shown}"
         items.append(f"{number}. **{question}** {said}.")
         if value is not None and value.testable:
@@ -89,7 +89,8 @@ def difference_table(pairs: Sequence[Pair], caption: str, name: str) -> Markdown
         cells = [MISSING, MISSING]
         if value is not None:
             cells = [with_interval(value), MISSING if value.p is None else p_value(value.p)]
-        unpaired = "" if value is None or value.n == row.accuracy.n else f" ({value.n} in pairs)"
+        alike = value is None or value.n == row.accuracy.n == other.accuracy.n
+        unpaired = "" if alike else f" ({value.n} in pairs)"
         lines.append(
             [label, spread(row.accuracy), points(row.best_epoch_gain.mean), *cells, f"{row.accuracy.n}{unpaired}"]
         )

@@ -79,9 +79,9 @@ def cost_and_time(
         return Markdown(table)
     ratios = " and ".join(f"{ratio:g}" for ratio in dict.fromkeys(group[0]["ratio"] for group in groups))
     return Markdown(
-        f"{table}\n\nRows of the same widths (ratio {ratios}) are one network, measured anew for each row. Its medians "
-        f"differ by up to {_percents(_noise(survey, backend))}. So a difference of that size between two networks may "
-        f"be noise, whatever the brackets say, which hold the rounds of one measurement only."
+        f"{table}\n\nRows of the same widths (ratio {ratios}) are one network, measured anew for each row. Its median "
+        f"speeds differ by up to {_percents(_noise(survey, backend))}. So a difference of that size between two "
+        f"networks may be noise, whatever the brackets say, which hold the rounds of one measurement only."
     )
 
 

@@ -370,7 +370,7 @@ def recorded(configs: Iterable[RunConfig], source: str = "real", folder: Path | 
     Raises:
         RecordError: a file that is no good record.
     """
-    paths = [record_path(config, source, folder) for config in configs]
+    paths = dict.fromkeys(record_path(config, source, folder) for config in configs)  # a run may be spelt twice
     return group(load_record(path) for path in paths if path.exists())
 
 

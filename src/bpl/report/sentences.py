@@ -35,8 +35,8 @@ def verdict(value: Difference | None, other: str) -> str:
     """
     if value is None:
         return f"there is nothing to compare it with: {other} is not recorded at the same seeds"
-    if value.undecided:
-        return f"{difference(value)} against {other}: {value.undecided}"
+    if value.why_undecided:
+        return f"{difference(value)} against {other}: {value.why_undecided}"
     return f"{difference(value)} against {other}: {'better' if value.mean > 0 else 'worse'} than {other}"
 
 
@@ -213,7 +213,7 @@ def beside_claim(rows: list[Row], claim: Claim, ratio: float = 0.7, method: str 
     elif value.low is None:
         parts.append(
             f"Ours ({_network_name(row)}, ratio {ratio:g}) differs by {points(value.mean)} points, "
-            f"{value.undecided}; that has no interval, so it can neither confirm nor refute a claim of this size."
+            f"{value.why_undecided}; that has no interval, so it can neither confirm nor refute a claim of this size."
         )
     else:
         inside = value.low <= -claim.accuracy_loss <= value.high

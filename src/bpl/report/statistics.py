@@ -69,7 +69,7 @@ class Difference:
         return self.n >= FEWEST and self.low is not None
 
     @property
-    def undecided(self) -> str | None:
+    def why_undecided(self) -> str | None:
         """Why no verdict can be taken from it, in words; None where one can: it is beyond chance."""
         if self.low is None:
             return "from one pair of runs" if self.n == 1 else f"from {self.n} pairs of runs that agree"

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
@@ -20,7 +21,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 Report = Callable[[str], None]
 
-GRACE = 10.0  # seconds that a process has to end when it is asked to
+GRACE = 30.0  # seconds that all have to end when they are asked to: a run finishes its epoch and saves a checkpoint
 
 
 class ProcessDied(RuntimeError):
@@ -118,8 +119,9 @@ def _without_ctrl_c() -> Iterator[None]:
 def _end(processes: list[multiprocessing.Process]) -> None:
     for process in processes:
         process.terminate()
+    last = time.monotonic() + GRACE
     for process in processes:
-        process.join(GRACE)
+        process.join(max(0.0, last - time.monotonic()))
         if process.is_alive():
             process.kill()
             process.join()

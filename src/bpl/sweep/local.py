@@ -182,6 +182,7 @@ def sweep(
     lacking, took = _lacking(configs, folder, progress, result)
     waiting = iter(lacking.items())
     path_of = {config: path for path, config in lacking.items()}
+    left = dict(lacking)  # what is under way or may still be started
 
     def next_run() -> RunConfig | None:
         for path, config in waiting:
@@ -192,6 +193,7 @@ def sweep(
                 result.left.append(config)
             else:
                 return config
+            del left[path]
         return None
 
     perform = partial(
@@ -203,7 +205,6 @@ def sweep(
         stop_at=stop_at,
     )
     busy: list[Path] = []
-    left = dict(lacking)
     with tqdm(total=len(lacking), desc="sweep", bar_format=_BAR, disable=not progress or jobs == 1) as bar:
         if jobs == 1:
             outcomes = _one_after_another(next_run, perform)
@@ -259,7 +260,7 @@ def _lacking(
 
     By path, so that two spellings of one run are run once. The images are decoded here, before any run asks for them.
     """
-    found: dict[tuple, tuple[str, str]] = {}
+    found: dict[tuple, tuple[str, str, int]] = {}
     lacking: dict[Path, RunConfig] = {}
     took = Durations()
     for config in configs:
@@ -267,12 +268,12 @@ def _lacking(
             key = (config.dataset, size, config.data)
             if key not in found:
                 images = load_images(*key, progress)
-                found[key] = images.source, images.digest
-        source, digest = found[key]
+                found[key] = images.source, images.digest, len(images.files)
+        source, digest, count = found[key]
         path = record_path(config, source, folder)
         if path.exists():
             record = load_record(path)
-            check_images(record, path, digest)
+            check_images(record, path, digest, count)
             result.done += 1
             took.add(config, record.seconds)
         else:

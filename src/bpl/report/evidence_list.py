@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bpl.report.display import Markdown
-from bpl.report.origins import Origin, origins
+from bpl.report.origins import origins
 
 _WRITTEN = re.compile(r"^(?:```|~~~)\{table\} (.*)\n:name: (tab-[\w-]+)$", re.MULTILINE)
 _BORROWED = re.compile(r"<!-- output of (\S+), cell (\S+) -->")  # as `book/stage.py` reads it
@@ -86,8 +86,6 @@ def items(root: Path) -> list[Item]:
         for (cell, source), origin in zip(code, made_from, strict=True):
             figure = cell["metadata"].get("mystnb", {}).get("figure")
             shown = _tables(source) + ([(figure["name"], figure["caption"])] if figure else [])
-            if "nbval-ignore-output" in cell["metadata"].get("tags", []):
-                origin = Origin()  # made live
             page = f"notebooks/{path.name}"
             for label, caption in shown:
                 numbered = _shows(cell, label, (page, cell.get("id")) in borrowed)
