@@ -89,8 +89,11 @@ def difference_table(pairs: Sequence[Pair], caption: str, name: str) -> Markdown
         cells = [MISSING, MISSING]
         if value is not None:
             cells = [with_interval(value), MISSING if value.p is None else p_value(value.p)]
-        alike = value is None or value.n == row.accuracy.n == other.accuracy.n
-        unpaired = "" if alike else f" ({value.n} in pairs)"
+        unpaired = ""  # seeds that only one of the two has: the means are then not those of the pairs
+        if value is not None and value.n != row.accuracy.n:
+            unpaired = f" ({value.n} in pairs)"
+        elif value is not None and value.n != other.accuracy.n:
+            unpaired = f" (control {other.accuracy.n})"
         lines.append(
             [label, spread(row.accuracy), points(row.best_epoch_gain.mean), *cells, f"{row.accuracy.n}{unpaired}"]
         )
