@@ -250,3 +250,20 @@ def test_sizes_are_the_convolutions_own_even_where_the_input_is_not_known():
     graph = ChannelGraph(STRUCTURES["DepthwiseAfterConcatenation"]())
     assert graph.of_conv["wise.0"].size == 2 * WIDTH
     assert ChannelGraph(STRUCTURES["BroadcastAdd"]()).of_conv["stem.0"].size == WIDTH
+
+
+def test_a_word_that_the_forward_pass_takes_is_taken_at_its_default():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.na = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+            self.b, self.nb = nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)
+            self.fc = nn.Linear(8, 4)
+
+        def forward(self, x, mode="logits"):
+            x = self.nb(self.b(self.na(self.a(x)).relu())).mean((2, 3))
+            return self.fc(x) if mode == "logits" else x
+
+    net = Net().eval()
+    small = bpl.slim(net, bpl.prune_masks(net, 0.5))
+    assert small.a.out_channels == 4 and small(torch.rand(1, 3, 16, 16)).shape == (1, 4)

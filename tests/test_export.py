@@ -1,5 +1,6 @@
 """The shipped network as files: what comes back is what went in; what does not belong is refused in one sentence."""
 
+import copy
 import json
 import shutil
 import warnings
@@ -85,6 +86,35 @@ def test_a_network_of_ones_own_comes_back_onto_a_fresh_one(structure, tmp_path):
 def kind_of(module: nn.Module) -> type | list[type]:
     """Its class; a parametrised layer has one of its own, made from that of the layer."""
     return list(type(module).__bases__) if is_parametrized(module) else type(module)
+
+
+class Tied(nn.Module):
+    """Two convolutions with one weight, each with a normalisation of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8))
+        self.a, self.na = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.b, self.nb = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.b.weight = self.a.weight
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.na(self.a(self.stem(x)).relu())
+        return self.fc(self.nb(self.b(x)).mean((2, 3)))
+
+
+def test_a_weight_that_two_layers_share_is_one_weight_again(tmp_path):
+    net = randomise_statistics(Tied()).eval()
+    bpl.save_model(net, tmp_path / "net")
+    loaded = bpl.load_model(tmp_path / "net", Tied())
+    assert loaded.a.weight is loaded.b.weight
+    assert bpl.count_params(loaded) == bpl.count_params(net)
+    apart = copy.deepcopy(net)
+    apart.b.weight = nn.Parameter(apart.b.weight + 1)  # what a file holds as two stays two
+    bpl.save_model(apart, tmp_path / "apart")
+    loaded = bpl.load_model(tmp_path / "apart", Tied())
+    assert torch.equal(loaded.b.weight, loaded.a.weight + 1)
 
 
 def test_a_loaded_network_trains_fuses_and_slims_on(tmp_path):

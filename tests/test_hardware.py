@@ -51,6 +51,7 @@ def test_kept_importance_is_the_share_of_the_best_channels_whatever_their_order(
     assert torch.allclose(kept_importance(3, scores), expected)
     twice = [*scores, torch.tensor([10.0, 60.0, 30.0], dtype=torch.float64)]  # another conv of the set, other units
     assert torch.allclose(kept_importance(3, twice), expected)
+    assert torch.equal(kept_importance(4, [torch.zeros(4)]), kept_importance(4))  # none is worth more than another
 
 
 def some_problem(chance: random.Random):

@@ -46,6 +46,43 @@ def test_a_subclass_that_is_stays_one(options):
     assert all(torch.equal(before[name], value) for name, value in conv.state_dict().items())  # tried on a copy
 
 
+class Normalisation(nn.BatchNorm2d):
+    """Goes on with what the normalisation gives, by a function of the class."""
+
+    then = staticmethod(F.relu)
+
+    def forward(self, x):
+        return self.then(super().forward(x))
+
+
+class Shuffled(Normalisation):
+    then = staticmethod(lambda x: x.flip(1))
+
+
+class Gated(Normalisation):
+    then = staticmethod(lambda x: x * x.mean(1, keepdim=True).sigmoid())
+
+
+class Counted(Normalisation):
+    then = staticmethod(lambda x: x / x.shape[1])
+
+
+@pytest.mark.parametrize("kind", [Shuffled, Gated, Counted])
+def test_a_normalisation_that_looks_at_other_channels_is_none(kind):
+    assert not is_ordinary_norm(kind(8))
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), kind(8), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8 * 28 * 28, 2))
+    assert set(bpl.prune_masks(net, 0.5)) == {"2"}  # the convolution that it normalises keeps its filters
+
+
+@pytest.mark.parametrize("options", [{}, {"track_running_stats": False}])
+@pytest.mark.parametrize("channels", [1, 2, 7])
+def test_a_normalisation_with_an_activation_is_one(options, channels):
+    norm = Normalisation(channels, **options)
+    before = copy.deepcopy(norm.state_dict())
+    assert is_ordinary_norm(norm)
+    assert all(torch.equal(before[name], value) for name, value in norm.state_dict().items())
+
+
 def test_a_forward_pass_given_to_the_layer_itself_is_seen():
     conv, norm, linear = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2)
     assert is_ordinary_conv(conv) and is_ordinary_norm(norm) and is_ordinary_linear(linear)

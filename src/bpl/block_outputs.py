@@ -18,7 +18,7 @@ def block_outputs(graph: ChannelGraph) -> dict[str, str]:
     Returns:
         Name of a module whose output is a block's output -> name of a convolution that produces its channels: the
         residual blocks, or where there are none the last convolution of every stage (one output stride each) with its
-        batch normalisation.
+        batch normalisation. An activation that writes into its input, as torchvision's VGG has them, is then in it.
     """
     blocks = [name for name, module in graph.model.named_modules() if isinstance(module, Block)]
     if blocks:

@@ -182,6 +182,7 @@ def diversity_loss(model: nn.Module, form: str = "stage-cosine") -> Tensor:
 
     Raises:
         ValueError: the model has no partners, or the form is unknown.
+        RuntimeError: a ``feature-*`` form where no outputs were recorded.
     """
     if form not in FORMS:
         raise ValueError(f"unknown diversity form {form!r}: allowed are {', '.join(FORMS)}")

@@ -240,6 +240,7 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> nn.Module:
         model = _by_name(description, file)
     elif (first := next(model.parameters(), None)) is not None:
         device = first.device
+    shared = _shared_parameters(model)
     resize(model, description["widths"], file)
     own = model.state_dict()
     for name, tensor in tensors.items():
@@ -252,7 +253,28 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     except RuntimeError as error:
         problem = " ".join(str(error).split("\n\t")[-1].split())[:200]
         raise ModelFileError(f"weights {weights} do not fit the widths of {file}: {problem}") from error
+    _share(model, shared)
     return model.to(device).eval()
+
+
+def _shared_parameters(model: nn.Module) -> list[list[str]]:
+    """The names of each parameter that several layers hold."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [group for group in names.values() if len(group) > 1]
+
+
+def _share(model: nn.Module, shared: list[list[str]]) -> None:
+    """Make one parameter again of those that were one before they were resized, where they still are equal."""
+    for first, *others in shared:
+        one = dict(model.named_parameters(remove_duplicate=False)).get(first)
+        for name in others:
+            layer, _, leaf = name.rpartition(".")
+            holder = model.get_submodule(layer)
+            own = getattr(holder, leaf, None)
+            if one is not None and own is not None and own.shape == one.shape and torch.equal(own, one):
+                setattr(holder, leaf, one)
 
 
 def _by_name(description: dict[str, Any], file: Path) -> nn.Module:

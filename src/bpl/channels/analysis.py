@@ -32,7 +32,7 @@ def _defaults(model: nn.Module) -> dict[str, Any]:
     return {
         parameter.name: parameter.default
         for parameter in optional
-        if parameter.default is None or isinstance(parameter.default, bool | int | float)
+        if parameter.default is None or isinstance(parameter.default, bool | int | float | str)
     }
 
 

@@ -83,7 +83,10 @@ def _is_linear_in_its_weights(conv: nn.Conv2d) -> bool:
 
 @torch.no_grad()
 def is_ordinary_norm(norm: nn.BatchNorm2d) -> bool:
-    """Whether a batch normalisation, of whatever subclass, gives 0 in a channel whose gamma and beta are 0."""
+    """Whether a batch normalisation, of whatever subclass, treats each channel by itself; a trial decides.
+
+    A channel whose gamma and beta are 0 is to give 0, and the others what they give beside it and without it.
+    """
     if is_patched(norm):
         return False
     if type(norm) is nn.BatchNorm2d or not norm.affine:
@@ -91,14 +94,33 @@ def is_ordinary_norm(norm: nn.BatchNorm2d) -> bool:
     tensors = [name for name, _ in [*norm.named_parameters(), *norm.named_buffers()]]
     if not set(tensors) <= _NORM_TENSORS:
         return False
-    probe = copy.deepcopy(norm).to("cpu").float().eval()
-    probe.weight.zero_()
-    probe.bias.zero_()
-    x = torch.randn(2, norm.num_features, 4, 4, generator=torch.Generator().manual_seed(0))
+    chance = torch.Generator().manual_seed(0)
+    x = torch.randn(2, norm.num_features, 4, 4, dtype=torch.float64, generator=chance)
+    probe = copy.deepcopy(norm).to("cpu", torch.float64).eval()
+    for name in {"weight", "bias", "running_mean", "running_var"} & set(tensors):
+        getattr(probe, name).uniform_(0.5, 1.5, generator=chance)
     try:
-        return bool((probe(x) == 0).all())
+        whole = probe(x)
+        return all(_norm_of_part(probe, x, whole, start) for start in (0, 1))
     except Exception:  # as above
         return False
+
+
+def _norm_of_part(norm: nn.BatchNorm2d, x: torch.Tensor, whole: torch.Tensor, start: int) -> bool:
+    """Whether every second channel comes out as in the whole, with the others at zero and with the others removed."""
+    kept = torch.arange(norm.num_features) % 2 == start
+    masked, narrow = copy.deepcopy(norm), copy.deepcopy(norm)
+    masked.weight[~kept], masked.bias[~kept] = 0, 0
+    out = masked(x)
+    if out[:, ~kept].any() or not torch.equal(out[:, kept], whole[:, kept]):
+        return False
+    if not kept.any():
+        return True
+    for name, tensor in [*norm.named_parameters(), *norm.named_buffers()]:
+        if tensor.ndim:
+            getattr(narrow, name).data = tensor[kept]
+    narrow.num_features = int(kept.sum())
+    return torch.allclose(narrow(x[:, kept]), whole[:, kept], rtol=1e-9, atol=1e-9)
 
 
 @torch.no_grad()

@@ -5,8 +5,8 @@
     pruning     filters are ranked once, early, and cut out            after_epoch (`Pruned`)
     fusion      block and partner become one convolution               finish
 
-The partner takes its original's mask. What the released code does otherwise is one option: ``mask="released"``. A
-control of the ablation is another: ``kernel_norm="fixed"`` (`HeldNorms`).
+The partner takes its original's mask. What the released code does otherwise is one option, ``mask="released"``, but for
+two details (the book's page on the released code). A control of the ablation is ``kernel_norm="fixed"`` (`HeldNorms`).
 """
 
 import torch

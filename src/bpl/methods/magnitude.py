@@ -31,7 +31,7 @@ class Pruned(Method):
     Args:
         config: the run: `ratio`, `criterion`, `mask`, `mask_every`, `freeze_at`, `slim_at`, `scope`, `round_to`,
             `target`.
-        material: not used.
+        material: where the work of earlier runs lies, for a target of time.
     """
 
     def __init__(self, config: RunConfig, material: Material):
@@ -42,7 +42,7 @@ class Pruned(Method):
         self.masks: dict[str, Tensor] | None = None
         self.frozen = False
         self.slimmed = False
-        self._holder: MaskHolder | None = None  # acts after every step, once masks are frozen and not yet slimmed
+        self._holder: MaskHolder | None = None  # acts after every step, while there is something to hold at zero
 
     def prepare(self, model: nn.Module) -> nn.Module:
         self.widths = decide(lambda: config_widths(self.config, model, self.material.work))

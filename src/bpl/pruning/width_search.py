@@ -59,7 +59,9 @@ def kept_importance(size: int, scores: list[Tensor] | None = None) -> Tensor:
     Returns:
         (N,), in ascending order, the last entry 1; entry n - 1 is e(n).
     """
-    score = torch.ones(size, dtype=torch.float64) if scores is None else joint_score(scores)
+    score = None if scores is None else joint_score(scores)
+    if score is None or not score.any():  # of channels that are all worth nothing, none is worth more
+        score = torch.ones(size, dtype=torch.float64)
     kept = score.sort(descending=True).values.cumsum(0)
     return kept / kept[-1]
 
