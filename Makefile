@@ -16,6 +16,7 @@ CORES ?= all
 CAMPAIGN ?=
 # Options for pytest: `make test PYTEST="-k fuse -x"`; how many processes `make test` takes (0: none but its own, for --pdb).
 PYTEST ?=
+# One thread each, since processes with several threads that share the cores wait for each other.
 WORKERS ?= auto
 
 VENV := .venv
@@ -91,7 +92,7 @@ reproduce: setup
 
 test: setup
 	@echo '==> Running the tests and comparing the notebooks with their committed outputs'
-	@$(PY) -m pytest --nbval -n $(WORKERS) --maxprocesses 4 --dist loadfile $(PYTEST)
+	@$(if $(filter-out 0,$(WORKERS)),OMP_NUM_THREADS=1) $(PY) -m pytest --nbval -n $(WORKERS) --maxprocesses 4 --dist loadfile $(PYTEST)
 
 test-long: setup
 	@echo '==> Running the tests that take minutes'
