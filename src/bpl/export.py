@@ -267,14 +267,12 @@ def _shared_parameters(model: nn.Module) -> list[list[str]]:
 
 def _share(model: nn.Module, shared: list[list[str]]) -> None:
     """Make one parameter again of those that were one before they were resized, where they still are equal."""
+    loaded = dict(model.named_parameters(remove_duplicate=False))
     for first, *others in shared:
-        one = dict(model.named_parameters(remove_duplicate=False)).get(first)
         for name in others:
-            layer, _, leaf = name.rpartition(".")
-            holder = model.get_submodule(layer)
-            own = getattr(holder, leaf, None)
-            if one is not None and own is not None and own.shape == one.shape and torch.equal(own, one):
-                setattr(holder, leaf, one)
+            if first in loaded and name in loaded and torch.equal(loaded[first], loaded[name]):
+                layer, _, leaf = name.rpartition(".")
+                setattr(model.get_submodule(layer), leaf, loaded[first])
 
 
 def _by_name(description: dict[str, Any], file: Path) -> nn.Module:

@@ -242,14 +242,13 @@ def check_images(record: Record, path: Path, digest: str, images: int) -> None:
     of = record.data.get("digest")
     if of == digest:
         return
-    said, here = shown(of[:12] if isinstance(of, str) else of), shown(digest[:12])
     if record.config.get("dataset") in CARDS:
         parts = [record.data.get(part) for part in ("train", "validation", "test")]
         if record.config.get("split") == "aitlas" or sum(size for size in parts if isinstance(size, int)) == images:
             return  # a published split leaves images out
         said, here = f"{'+'.join(shown(size) for size in parts)} images", f"{images} images"
     else:
-        said = f"digest {said}"
+        said, here = f"digest {shown(of[:12] if isinstance(of, str) else of)}", shown(digest[:12])
     raise RecordError(
         f"record {path} was made from other images ({said}) than those at hand ({here}): "
         "bpl run with --repeat makes it anew and replaces it, another --out and --work keep it"
@@ -300,8 +299,17 @@ def load_records(folder: str | Path | None = None, **where: Any) -> "pandas.Data
 # Those of an empty table; records may hold more ways of choosing the epoch.
 _COLUMNS = [
     *(f.name for f in dataclasses.fields(RunConfig)),
-    *("source", "test", "validation", "macs", "params", "macs_reduction", "params_reduction"),
-    *("latency_ms", "training_macs", "seconds", "path"),
+    "source",
+    "test",
+    "validation",
+    "macs",
+    "params",
+    "macs_reduction",
+    "params_reduction",
+    "latency_ms",
+    "training_macs",
+    "seconds",
+    "path",
 ]
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(RunConfig) if f.default is not dataclasses.MISSING}
 

@@ -18,12 +18,10 @@ from torch import fx, nn
 
 from bpl.channels.chance import chance_kept
 from bpl.channels.ordinary import is_patched
-from bpl.channels.sets import Channels, ChannelSets
+from bpl.channels.sets import ChannelSets
 from bpl.channels.tracing import Tracer, in_one_line
 from bpl.channels.walk import ConvSite, Walk
 from bpl.copies import check_is_bare, without_values
-
-__all__ = ["ChannelGraph", "Channels", "ConvSite"]
 
 
 def _defaults(model: nn.Module) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What single operations do to channels: which keep a channel of zeros zero, which write in place, which flatten.
 
-The tables and questions that `bpl.channels.analysis` walks a traced network with.
+The tables and questions that `bpl.channels.walk` walks a traced network with.
 """
 
 import operator

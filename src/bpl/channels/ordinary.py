@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from bpl.channels.chance import chance_kept, seed_all
+from bpl.channels.narrowing import keep_channels, keep_filters, keep_inputs
 from bpl.copies import copy_of
 
 _NORM_TENSORS = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
@@ -72,8 +73,8 @@ def _is_linear_in_its_weights(conv: nn.Conv2d) -> bool:
                 return False
             if conv.groups == 1 and min(conv.in_channels, conv.out_channels) > 1:
                 narrow = copy.deepcopy(layer)
-                narrow.weight, narrow.bias = nn.Parameter(layer.weight[1:, 1:]), nn.Parameter(layer.bias[1:])
-                narrow.in_channels, narrow.out_channels = conv.in_channels - 1, conv.out_channels - 1
+                keep_filters(narrow, torch.arange(1, conv.out_channels))
+                keep_inputs(narrow, torch.arange(1, conv.in_channels))
                 if not torch.allclose(narrow(x[:, 1:]), shifted[:, 1:], rtol=1e-9, atol=1e-9):
                     return False
     except Exception:  # whatever it needs, it is not what a convolution needs
@@ -91,14 +92,14 @@ def is_ordinary_norm(norm: nn.BatchNorm2d) -> bool:
         return False
     if type(norm) is nn.BatchNorm2d or not norm.affine:
         return type(norm) is nn.BatchNorm2d
-    tensors = [name for name, _ in [*norm.named_parameters(), *norm.named_buffers()]]
-    if not set(tensors) <= _NORM_TENSORS:
+    if not {name for name, _ in [*norm.named_parameters(), *norm.named_buffers()]} <= _NORM_TENSORS:
         return False
     chance = torch.Generator().manual_seed(0)
     x = torch.randn(2, norm.num_features, 4, 4, dtype=torch.float64, generator=chance)
     probe = copy.deepcopy(norm).to("cpu", torch.float64).eval()
-    for name in {"weight", "bias", "running_mean", "running_var"} & set(tensors):
-        getattr(probe, name).uniform_(0.5, 1.5, generator=chance)
+    for tensor in [*probe.parameters(), *probe.buffers()]:
+        if tensor.ndim:  # all but the number of batches
+            tensor.uniform_(0.5, 1.5, generator=chance)
     try:
         whole = probe(x)
         return all(_norm_of_part(probe, x, whole, start) for start in (0, 1))
@@ -108,18 +109,16 @@ def is_ordinary_norm(norm: nn.BatchNorm2d) -> bool:
 
 def _norm_of_part(norm: nn.BatchNorm2d, x: torch.Tensor, whole: torch.Tensor, start: int) -> bool:
     """Whether every second channel comes out as in the whole, with the others at zero and with the others removed."""
-    kept = torch.arange(norm.num_features) % 2 == start
+    channels = torch.arange(norm.num_features)
+    kept, others = channels[start::2], channels[1 - start :: 2]
     masked, narrow = copy.deepcopy(norm), copy.deepcopy(norm)
-    masked.weight[~kept], masked.bias[~kept] = 0, 0
+    masked.weight[others], masked.bias[others] = 0, 0
     out = masked(x)
-    if out[:, ~kept].any() or not torch.equal(out[:, kept], whole[:, kept]):
+    if out[:, others].any() or not torch.equal(out[:, kept], whole[:, kept]):
         return False
-    if not kept.any():
+    if not len(kept):
         return True
-    for name, tensor in [*norm.named_parameters(), *norm.named_buffers()]:
-        if tensor.ndim:
-            getattr(narrow, name).data = tensor[kept]
-    narrow.num_features = int(kept.sum())
+    keep_channels(narrow, kept)
     return torch.allclose(narrow(x[:, kept]), whole[:, kept], rtol=1e-9, atol=1e-9)
 
 
