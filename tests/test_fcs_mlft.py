@@ -12,7 +12,14 @@ from exactness import images as random_images
 from exactness import logits, randomise_statistics, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from little_networks import FunctionalRelu, InvertedResidual, NoNorm, ResidualAfterRelu, ResidualBeforeRelu
+from little_networks import (
+    FunctionalRelu,
+    InvertedResidual,
+    NoNorm,
+    ResidualAfterRelu,
+    ResidualBeforeRelu,
+    Standardised,
+)
 from sklearn.cluster import KMeans
 from support import places_fixture, same_weights, small, trained, tree_fixture  # noqa: F401
 from torch import nn
@@ -52,6 +59,7 @@ def maps_of(model: nn.Module, conv: str, *batches: torch.Tensor) -> torch.Tensor
     ("build", "conv", "reader"),
     [
         (FunctionalRelu, "a", "b"),
+        (Standardised, "a", "b"),
         (NoNorm, "a", "b"),  # SiLU
         (ResidualBeforeRelu, "a.0", "b.0"),
         (InvertedResidual, "expand.0", "wise.0"),
@@ -59,7 +67,7 @@ def maps_of(model: nn.Module, conv: str, *batches: torch.Tensor) -> torch.Tensor
         (partial(build_model, "resnet18", 4, 32, 8), "layer2.0.conv1", "layer2.0.conv2"),
         (partial(build_model, "mobilenet_v2", 4, 32, 8), "features.3.conv.1.0", "features.3.conv.2"),
     ],
-    ids=["functional", "no norm", "residual", "depthwise", "partner", "resnet", "mobilenet"],
+    ids=["functional", "standardised", "no norm", "residual", "depthwise", "partner", "resnet", "mobilenet"],
 )
 def test_the_map_of_a_filter_is_what_the_next_layer_reads(build, conv, reader):
     model = randomise_statistics(build()).eval()

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 import bpl
 from bpl.partner import partner_blocks
-from bpl.pruning.masks import MaskHolder
+from bpl.pruning.mask_holder import MaskHolder
 
 
 def cosines(model: torch.nn.Module, name: str) -> torch.Tensor:

@@ -99,6 +99,17 @@ def test_without_a_grid_the_runs_of_the_work_folder_are_shown(tree, places):
     assert "the loss became" in as_table(status)
 
 
+def test_a_run_that_finished_and_whose_record_is_elsewhere_says_so(tree, places):
+    """As after `bpl run --out elsewhere`: nothing broke off, and nothing of it can be taken up again."""
+    config = small(tree, "dense", epochs=1)
+    run(config, folder=places / "elsewhere", progress=False)
+    (shown,) = status_of_work().runs
+    assert shown.state == "left"
+    assert shown.cause == f"it finished, but its record is not in {places / 'results'}"
+    (shown,) = status_of_work(folder=places / "elsewhere").runs
+    assert (shown.state, shown.cause) == ("done", None)
+
+
 def test_images_that_cannot_be_split_are_why_a_run_failed(tree, tmp_path):
     images = tmp_path / "images"
     for number, path in enumerate(sorted(tree.glob("*/*"))):

@@ -90,8 +90,8 @@ class RunConfig:
         scope: inner, or all (groups tied by additions too).
         round_to: multiple that kept widths are rounded to.
         mask: soft (re-ranked until the freeze, pruned filters may come back), hard (ranked once, at the freeze),
-            released (as the released BPL code: ranked after every `mask_every` epochs, the partner's gradients and the
-            batch normalisation not masked) or leaking (the same with the partner's gradients masked).
+            released (close to the released BPL code: ranked after every `mask_every` epochs, the partner's gradients
+            and the batch normalisation not masked) or leaking (the same with the partner's gradients masked).
         mask_every: epochs between two rankings of a mask that is ranked again (soft, released, leaking).
         freeze_at: share of the epochs after which masks no longer change, in (0, 1]; at least one epoch.
         slim_at: when training goes on with the physically smaller network (the same function, cheaper): freeze, none

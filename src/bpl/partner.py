@@ -72,6 +72,22 @@ def _may_have_partner(conv: nn.Module, norm: nn.BatchNorm2d, kind: str) -> bool:
     )
 
 
+def _nothing_to_grow(graph: ChannelGraph, kind: str, left: Counter[str], strange: set[str]) -> str:
+    """What to say where no block may have a partner: what a block needs, why those that would do were left alone."""
+    which = f"none of its {len(graph.sites)} convolutions"
+    if left:
+        known = "; ".join(f"{count} {why}" for why, count in left.items())
+        which = f"of its {len(graph.sites)} convolutions {known}; no other one"
+    others = ", ".join(sorted(strange))
+    return (
+        f"nothing to grow in {type(graph.model).__name__}: {which} has a kernel of more "
+        f"than 1 and less than {LARGEST_KERNEL + 1} and is followed by one BatchNorm2d of its own"
+        + ("" if kind == "same" else f", with the odd size and the padding that {kind} partners need")
+        + (f" ({others} is not a batch normalisation and other layers after it)" if others else "")
+        + graph.what_is_closed()
+    )
+
+
 def grow_partners(model: nn.Module, kind: str = "same") -> nn.Module:
     """Give every k x k convolution that a batch normalisation follows a partner (BPL, extension step).
 
@@ -101,12 +117,11 @@ def grow_partners(model: nn.Module, kind: str = "same") -> nn.Module:
     if kind not in KINDS:
         raise ValueError(f"unknown kind of partner {kind!r}: allowed are {', '.join(KINDS)}")
     graph = ChannelGraph(model)
-    sites = graph.sites
     modules = dict(model.named_modules())
     held = _held_elsewhere(model)
     left: Counter[str] = Counter()  # why blocks that would do are left alone -> how many
     strange: set[str] = set()  # classes of normalisations that are not what a block can be made of
-    for name, site in sites.items():
+    for name, site in graph.sites.items():
         if site.norm is None:
             continue
         conv, parts = modules[name], take_apart(modules[site.norm])
@@ -129,18 +144,7 @@ def grow_partners(model: nn.Module, kind: str = "same") -> nn.Module:
             replace_module(model, site.norm, rest)
             replace_module(model, name, PartnerConv2d(conv, norm, stage=site.stride, partners=partners))
     if not partner_blocks(model):
-        others = ", ".join(sorted(strange))
-        which = f"none of its {len(sites)} convolutions"
-        if left:
-            known = "; ".join(f"{count} {why}" for why, count in left.items())
-            which = f"of its {len(sites)} convolutions {known}; no other one"
-        raise ValueError(
-            f"nothing to grow in {type(model).__name__}: {which} has a kernel of more "
-            f"than 1 and less than {LARGEST_KERNEL + 1} and is followed by one BatchNorm2d of its own"
-            + ("" if kind == "same" else f", with the odd size and the padding that {kind} partners need")
-            + (f" ({others} is not a batch normalisation and other layers after it)" if others else "")
-            + graph.what_is_closed()
-        )
+        raise ValueError(_nothing_to_grow(graph, kind, left, strange))
     return model
 
 

@@ -14,7 +14,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from bpl.channels.chance import chance_kept
 from bpl.channels.ordinary import is_patched
@@ -48,6 +48,13 @@ class _Trace:
     graph: fx.Graph
     closed: dict[str, str]
 
+    def constants(self) -> dict[str, Tensor]:
+        """The tensors that the forward pass makes anew of numbers: tracing left them on the twin, under these names."""
+        left = vars(self.twin)
+        return {
+            node.target: left[node.target] for node in self.graph.nodes if node.op == "get_attr" and node.target in left
+        }
+
 
 def _trace(model: nn.Module, training: bool | None) -> _Trace:
     """The forward pass in a mode, or as the layers' modes are now; it raises whatever the code raises on a proxy."""
@@ -70,11 +77,11 @@ def _check_can_be_traced(model: nn.Module) -> None:
         )
 
 
-def _traces(model: nn.Module) -> tuple[list[_Trace], fx.Graph]:
+def _traces(model: nn.Module) -> tuple[list[_Trace], _Trace]:
     """The forward pass in evaluation and training mode, and as the network is now where its layers' modes are mixed.
 
     Returns:
-        What could be traced, in the same order whatever the mode, and the operations in the network's present one.
+        What could be traced, in the same order whatever the mode, and of it the network's present mode.
 
     Raises:
         ValueError: it cannot be traced as it is now.
@@ -93,8 +100,8 @@ def _traces(model: nn.Module) -> tuple[list[_Trace], fx.Graph]:
                 ) from error
             continue
         if present:
-            graph = traces[-1].graph
-    return traces, graph
+            now = traces[-1]
+    return traces, now
 
 
 class ChannelGraph:
@@ -115,6 +122,8 @@ class ChannelGraph:
         sites: conv name -> its `ConvSite`.
         traced: the operations of the forward pass in the mode that the network is in; convolutions, normalisations and
             linear layers are one each.
+        constants: name of a tensor that `traced` refers to and the network does not have -> that tensor, which the
+            forward pass makes of numbers.
         modules: name -> module of the network.
         calls: name of a normalisation or a module with parameters -> how many times the forward pass uses it or,
             through another module that has the same parameter, its weights; in the mode in which that is more.
@@ -130,7 +139,8 @@ class ChannelGraph:
     def __init__(self, model: nn.Module):
         _check_can_be_traced(model)
         self.model = model
-        traces, self.traced = _traces(model)
+        traces, now = _traces(model)
+        self.traced, self.constants = now.graph, now.constants()
         self.modules = dict(model.named_modules())
         found = ChannelSets()
         walks = [Walk(model, trace.twin, trace.graph, trace.closed, found) for trace in traces]

@@ -21,7 +21,7 @@ from bpl.defaults import LEAKING_MASKS
 from bpl.hardware import config_widths
 from bpl.machine.processes import decide
 from bpl.methods.base import Material, Method, Training
-from bpl.partner import fuse_partners, partner_blocks
+from bpl.partner import fuse_partners
 from bpl.pruning import MaskHolder, prune_masks, slim
 
 
@@ -104,9 +104,8 @@ class Pruned(Method):
         self._holder = self._holder_as_released(training.model)
 
     def _holder_as_released(self, model: nn.Module) -> MaskHolder:
-        if self.config.mask == "released":
-            return _OriginalFilters(model, self.masks)
-        return MaskHolder(model, self.masks, filters_only=True)
+        """What acts after every step: the released code never masks the partners' gradients."""
+        return MaskHolder(model, self.masks, filters_only=True, partners=self.config.mask != "released")
 
     # -- what ships -----------------------------------------------------------------------------------------------
     def as_shipped(self, model: nn.Module) -> nn.Module:
@@ -135,18 +134,6 @@ class Pruned(Method):
         elif self.masks is not None and self.config.mask in LEAKING_MASKS:
             self._holder = self._holder_as_released(model)
         return model
-
-
-class _OriginalFilters(MaskHolder):
-    """Holds the filters of the original branches only: the released code never masks the partner's gradients."""
-
-    def __init__(self, model: nn.Module, masks: dict[str, Tensor]):
-        super().__init__(model, masks, filters_only=True)
-        blocks = partner_blocks(model).values()
-        partners = {id(conv.weight) for block in blocks for branch in block.branches[1:] for conv in branch.filters}
-        kept = [i for i, tensor in enumerate(self.tensors) if id(tensor) not in partners]
-        self.tensors = [self.tensors[i] for i in kept]
-        self.masks = [self.masks[i] for i in kept]
 
 
 def share_changed(before: dict[str, Tensor] | None, after: dict[str, Tensor] | None) -> float:

@@ -1,8 +1,13 @@
-"""Which filters go (criteria), how they are held at zero (masks), how they are removed for good (slim)."""
+"""Which filters go, how they are held at zero, how they are removed for good.
+
+criteria     scores of filters       masks    how many and which of each layer stay
+mask_holder  held at exactly zero    slim     removed: a smaller network of the same function
+"""
 
 from bpl.pruning.applied import apply_masks
 from bpl.pruning.criteria import CRITERIA
-from bpl.pruning.masks import MaskHolder, prune_masks
+from bpl.pruning.mask_holder import MaskHolder
+from bpl.pruning.masks import prune_masks
 from bpl.pruning.slim import slim
 from bpl.pruning.zeros import masks_of_zeros
 

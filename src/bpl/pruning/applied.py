@@ -6,7 +6,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from bpl.pruning.masks import MaskHolder
+from bpl.pruning.mask_holder import MaskHolder
 
 # Of each network the holder of its last masks, what it was made for, and these masks: while they are kept, no other
 # tensor has the id of one of them.

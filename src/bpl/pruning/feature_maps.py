@@ -104,7 +104,10 @@ class _Watched(fx.Interpreter):
 
     def __init__(self, graph: ChannelGraph, look: Callable[[fx.Node, Any], None]):
         super().__init__(graph.model, graph=graph.traced)
-        self.look = look
+        self.constants, self.look = graph.constants, look
+
+    def fetch_attr(self, target: str) -> Any:
+        return self.constants[target] if target in self.constants else super().fetch_attr(target)
 
     def run_node(self, node: fx.Node) -> Any:
         result = super().run_node(node)

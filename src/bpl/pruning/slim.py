@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from bpl.channels import ChannelGraph
 from bpl.channels.narrowing import keep_channels, keep_filters, keep_inputs
 from bpl.copies import copy_of
-from bpl.pruning.masks import MaskHolder, convs_of, norms_of, readers_of, removable
+from bpl.pruning.mask_holder import MaskHolder
+from bpl.pruning.masks import convs_of, norms_of, readers_of, removable
 
 
 def slim(model: nn.Module, masks: dict[str, Tensor]) -> nn.Module:

@@ -13,7 +13,7 @@ from pathlib import Path
 from bpl.config import RunConfig
 from bpl.data import source_of
 from bpl.machine.run_lock import is_held
-from bpl.paths import work_folder
+from bpl.paths import results_folder, work_folder
 from bpl.records import iterate_records, load_record, record_path
 from bpl.runlog import read_log
 from bpl.sweep.durations import Durations, in_words
@@ -102,7 +102,8 @@ def status_of_grid(grid: Path, folder: Path | None = None, work: Path | None = N
             done = records[path].accuracy["test"]
             found.append(RunStatus(path.stem, "done", config.epochs, config.epochs, None, done))
         else:
-            found.append(_unfinished((work or work_folder()) / path.stem, took.of(config), config.epochs))
+            place = (work or work_folder()) / path.stem
+            found.append(_unfinished(place, path.parent, took.of(config), config.epochs))
     return Status(f"grid {grid} on {' and '.join(sorted(set(sources.values())))} images", found, _seconds_left(found))
 
 
@@ -127,15 +128,16 @@ def status_of_work(folder: Path | None = None, work: Path | None = None) -> Stat
         if place.name in records and not is_held(place):
             found.append(RunStatus(place.name, "done", test=records[place.name].accuracy["test"]))
         else:
-            found.append(_unfinished(place, None, None))
+            found.append(_unfinished(place, folder or results_folder(), None, None))
     return Status(f"work folder {work}", found, _seconds_left(found))
 
 
-def _unfinished(place: Path, expected: float | None, epochs: int | None) -> RunStatus:
+def _unfinished(place: Path, results: Path, expected: float | None, epochs: int | None) -> RunStatus:
     """A run without a record, by its lock and its log.
 
     Args:
         place: its folder, which may not exist.
+        results: where its record was looked for.
         expected: seconds that it may take from its start.
         epochs: of the run, where the grid says.
     """
@@ -150,6 +152,9 @@ def _unfinished(place: Path, expected: float | None, epochs: int | None) -> RunS
         return RunStatus(place.name, "running", epoch, epochs, left)
     if end.get("event") == "failed":
         return RunStatus(place.name, "failed", epoch, epochs, expected, cause=end.get("cause"))
+    if end.get("event") == "finished":  # its checkpoint is gone: it would start anew
+        missing = f"it finished, but its record is not in {results}"
+        return RunStatus(place.name, "left", epoch, epochs, expected, cause=missing)
     cause = None
     if events:
         cause = end.get("cause") if end["event"] == "stopped" else "its process ended without a word"
