@@ -5,7 +5,7 @@ from bpl.report.courses import at_the_bound, departures, landing, last_values, s
 from bpl.report.display import Drawing, Markdown
 from bpl.report.evidence_list import evidence, items
 from bpl.report.figures import difference_to_dense, price, tradeoff
-from bpl.report.intervals import contrasts, difference_chart, difference_table
+from bpl.report.intervals import contrasts, difference_chart, difference_table, together
 from bpl.report.masked import best_epoch_gains, masked_table
 from bpl.report.recipe import averaging_table, recipe_table
 from bpl.report.rows import ReportError, Row, collect, control, find, group, lacking, of_method, recorded, select
@@ -70,6 +70,7 @@ __all__ = [
     "select",
     "strengths",
     "summarise",
+    "together",
     "tradeoff",
     "verdict_of",
     "verdict_table",

@@ -77,7 +77,7 @@ def difference_to_dense(rows: list[Row], claim: Claim | None = None) -> Drawing 
     """
     points = []
     for row in rows:
-        difference = row.difference(control(rows, row, "dense"))
+        difference = row.difference(control(rows, row, "dense"), among=rows)
         if difference is not None:
             points.append((row, difference.mean, difference.low, difference.high))
     if not points:

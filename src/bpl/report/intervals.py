@@ -6,11 +6,15 @@ from bpl.report.display import Drawing, Markdown
 from bpl.report.numbers import p_value, points, spread, with_interval
 from bpl.report.rows import Row
 from bpl.report.sentences import NO_RECORDS, difference, seeds
-from bpl.report.statistics import left_together
+from bpl.report.statistics import CONFIDENCE, left_together
 from bpl.report.style import GREY, colour_of, drawing, new_axes
-from bpl.report.tables import MISSING, numbered_table, sources_of
+from bpl.report.tables import MISSING, TRAINING, numbered_table, sources_of
 
 Pair = tuple[str, Row | None, Row | None]
+
+
+def _rows_of(pairs: Sequence[Pair]) -> list[Row | None]:
+    return [row for _, *sides in pairs for row in sides]
 
 
 def contrasts(pairs: Sequence[Pair]) -> Markdown:
@@ -24,9 +28,9 @@ def contrasts(pairs: Sequence[Pair]) -> Markdown:
     """
     items, tested, significant = [], {}, []
     for number, (question, row, other) in enumerate(pairs, 1):
-        value = None if row is None else row.difference(other)
+        value = None if row is None else row.difference(other, among=_rows_of(pairs))
         if value is None:
-            said = "Not recorded yet"
+            said = "not recorded yet"
         elif value.low is None:
             said = f"{points(value.mean)} points, {value.why_undecided}"
         else:
@@ -55,12 +59,12 @@ def after_holm(p_values: Mapping[int, float], claimed: Sequence[int]) -> str:
     left = standing(p_values, claimed)
     start = f"After Holm's correction for {len(p_values)} tests, "
     if not left:
-        return f"{start}no finding stands: each may be chance."
-    stand = f"line {left[0]} stands"
+        return f"{start}no single line is significant."
+    stand = f"line {left[0]} is"
     if len(left) > 1:
-        stand = f"lines {', '.join(map(str, left[:-1]))} and {left[-1]} stand"
-    others = "" if len(left) == len(claimed) else "; the other findings may be chance"
-    return f"{start}{stand}{others}."
+        stand = f"lines {', '.join(map(str, left[:-1]))} and {left[-1]} are"
+    others = "" if len(left) == len(claimed) else ", the others are not"
+    return f"{start}{stand} significant{others}."
 
 
 def standing(p_values: Mapping[int, float], claimed: Sequence[int]) -> list[int]:
@@ -69,13 +73,44 @@ def standing(p_values: Mapping[int, float], claimed: Sequence[int]) -> list[int]
     return [number for number in claimed if left[number]]
 
 
-def difference_table(pairs: Sequence[Pair], caption: str, name: str) -> Markdown:
+def together(claims: Sequence[tuple[str, Sequence[tuple[Row | None, Row | None]]]]) -> Markdown:
+    """What differences that ask the same on several data sets say together, one item a claim.
+
+    Independent tests of one direction are combined by Fisher's method, in both directions; p is two-sided.
+
+    Args:
+        claims: the claim, and the arm and the control on each data set; None for what is not recorded.
+
+    Returns:
+        Markdown; a claim with fewer than two tested data sets says so.
+    """
+    from scipy import stats
+
+    among = [row for _, pairs in claims for sides in pairs for row in sides]
+    items, tested = [], {}
+    for number, (claim, pairs) in enumerate(claims, 1):
+        found = [row.difference(other, among=among) for row, other in pairs if row is not None]
+        values = [value for value in found if value is not None and value.testable]
+        if len(values) < 2:
+            items.append(f"{number}. **{claim}** not yet on two data sets.")
+            continue
+        above = [value.p / 2 if value.mean > 0 else 1 - value.p / 2 for value in values]
+        sides = [stats.combine_pvalues(p).pvalue for p in (above, [1 - p for p in above])]
+        tested[number] = min(1.0, 2 * float(min(sides)))
+        means = ", ".join(points(value.mean) for value in values)
+        items.append(f"{number}. **{claim}** {means} points; together p {p_value(tested[number], '= ')}.")
+    corrected = after_holm(tested, [number for number, p in tested.items() if p <= 1 - CONFIDENCE])
+    return Markdown("\n".join(items) + (f"\n\n{corrected}" if corrected else ""))
+
+
+def difference_table(pairs: Sequence[Pair], caption: str, name: str, dense: Row | None = None) -> Markdown:
     """Arms with their accuracies and their differences to a control, one line each.
 
     Args:
         pairs: the arm's name, the arm and its control; arms that are not recorded are left out.
         caption: what the table shows.
         name: label for cross-references, unique in the book.
+        dense: the dense network, where the table is to say what the training of each arm cost relative to its own.
 
     Returns:
         The table, with commands and records behind a toggle; one sentence where no arm is recorded.
@@ -85,7 +120,7 @@ def difference_table(pairs: Sequence[Pair], caption: str, name: str) -> Markdown
         return Markdown("No run of this table is recorded yet.")
     lines = []
     for label, row, other in recorded:
-        value = row.difference(other)
+        value = row.difference(other, among=_rows_of(pairs))
         cells = [MISSING, MISSING]
         if value is not None:
             cells = [with_interval(value), MISSING if value.p is None else p_value(value.p)]
@@ -98,6 +133,10 @@ def difference_table(pairs: Sequence[Pair], caption: str, name: str) -> Markdown
             [label, spread(row.accuracy), points(row.best_epoch_gain.mean), *cells, f"{row.accuracy.n}{unpaired}"]
         )
     header = ["Arm", "Top-1, %", "Best test epoch adds", "Difference", "p", "n"]
+    if dense is not None:
+        header.append(TRAINING)
+        for line, (_, row, _) in zip(lines, recorded, strict=True):
+            line.append(f"{row.training_macs / dense.training_macs:.2f}")
     rows = list({id(row): row for _, row, _ in recorded}.values())
     return Markdown(f"{numbered_table(header, lines, caption, name)}\n\n{sources_of(rows)}")
 
@@ -114,7 +153,7 @@ def difference_chart(pairs: Sequence[Pair], against: str) -> Drawing | Markdown:
     """
     drawn = []
     for label, row, other in pairs:
-        value = None if row is None else row.difference(other)
+        value = None if row is None else row.difference(other, among=_rows_of(pairs))
         if value is not None and value.low is not None:
             drawn.append((f"{label} (n = {value.n})", value, colour_of(row)))
     if not drawn:

@@ -9,7 +9,7 @@ from typing import Any
 
 from bpl.config import RunConfig
 from bpl.records import Record, full_config, iterate_records, load_record, record_path
-from bpl.report.statistics import Difference, Summary, paired_difference, summarise
+from bpl.report.statistics import Difference, Summary, paired_difference, scatter_of, summarise
 
 LABELS = {
     "dense": "Dense",
@@ -35,6 +35,8 @@ _PROTOCOL = (
     "epochs", "stored_size", "batch_size", "schedule", "learning_rate", "momentum", "weight_decay", "label_smoothing",
     "augmentation", "precision",
 )  # fmt: skip
+_UNSAID = {"diversity_form": "stage-cosine", "partner": "same"}  # the paper's own: only what departs from it is said
+_SAID = {"arch": "{}", "epochs": "{} epochs", "diversity_form": "form {}", "partner": "{} partners"}
 _COUNTS = ("train", "validation", "test")  # images of each part, as a record has them
 
 
@@ -76,6 +78,11 @@ class Row:
     def source(self) -> str:
         """Where the images came from: "real" or "synthetic"."""
         return self.records[0].data["source"]
+
+    @property
+    def place(self) -> tuple[Any, ...]:
+        """Images and network."""
+        return tuple(self.config[name] for name in _COMMON)
 
     @property
     def seeds(self) -> list[int]:
@@ -149,17 +156,23 @@ class Row:
         records = tuple(record for record in self.records if record.config["seed"] in wanted)
         return dataclasses.replace(self, records=records) if records else None
 
-    def difference(self, control: "Row | None", *, new_images: bool = False) -> Difference | None:
+    def difference(
+        self, control: "Row | None", *, among: "Iterable[Row | None]" = (), new_images: bool = False
+    ) -> Difference | None:
         """Top-1 of this row minus the control's, seed by seed; None without a control or a seed in common.
 
         Args:
             control: the row that is taken away.
+            among: the rows that it is shown among; the scatter of those of the same images and network is a floor for
+                that of few pairs (`paired_difference`).
             new_images: with the interval and p of what the difference says of images that no seed has dealt.
         """
         if control is None or control is self:
             return None
         data = self.records[0].data
-        return paired_difference(self.by_seed(), control.by_seed(), data["test"] / data["train"] if new_images else 0.0)
+        dealt = data["test"] / data["train"] if new_images else 0.0
+        alike = {id(row): row.by_seed() for row in among if row is not None and row.place == self.place}
+        return paired_difference(self.by_seed(), control.by_seed(), dealt, scatter_of(list(alike.values())))
 
     def command(self) -> str:
         """The one line of shell that makes all runs of this row."""
@@ -275,8 +288,8 @@ def _variant(config: dict[str, Any], others: list[dict[str, Any]]) -> str:
             continue
         if name == "diversity_weight":
             parts.append("no diversity loss" if value == 0 else f"diversity weight {value:g}")
-        else:
-            parts.append(value if name == "arch" else f"{name.replace('_', ' ')} {value}")
+        elif value != _UNSAID.get(name):
+            parts.append(_SAID.get(name, f"{name.replace('_', ' ')} {{}}").format(value))
     return ", ".join(parts)
 
 

@@ -1,8 +1,11 @@
 """Sentences whose numbers come from records, so that no result is typed into prose."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from bpl.report.claims import Claim
 from bpl.report.display import Markdown
-from bpl.report.numbers import interval, p_value, percent_change, points, with_interval
+from bpl.report.numbers import NBSP, p_value, percent_change, points, spread, with_interval
 from bpl.report.rows import Row, control, find
 from bpl.report.statistics import Difference, Summary, left_together
 
@@ -16,8 +19,8 @@ def seeds(n: int) -> str:
 
 
 def accuracy(summary: Summary) -> str:
-    """An accuracy with its interval, such as "74.29 % [73.8, 74.8]"."""
-    return f"{summary.mean:.2f} % {interval(summary.low, summary.high)}".rstrip()
+    """An accuracy with its standard deviation over seeds, such as "74.29 ± 0.5 %"."""
+    return f"{spread(summary)}{NBSP}%"
 
 
 def difference(value: Difference) -> str:
@@ -40,17 +43,19 @@ def verdict(value: Difference | None, other: str) -> str:
     return f"{difference(value)} against {other}: {'better' if value.mean > 0 else 'worse'} than {other}"
 
 
-def answer(rows: list[Row], method: str = "bpl") -> Markdown:
+def answer(rows: list[Row], method: str = "bpl", **knobs: Any) -> Markdown:
     """The page's result: what was run, then one item a ratio, that of the most seeds first, then the strongest.
 
     Args:
         rows: the recorded rows of the page's table.
         method: the method the page is about.
+        **knobs: config fields with which the method is judged, such as the paper's own.
 
     Returns:
         Markdown; one sentence where nothing is recorded.
     """
-    of_ratio = {row.ratio: find(rows, method, row.ratio) for row in rows if row.method == method}
+    arms = _with(rows, method, knobs)
+    of_ratio = {row.ratio: find(arms, method, row.ratio) for row in arms}
     if not of_ratio:
         return Markdown(NO_RECORDS)
     sentences = [_network(rows)]
@@ -60,8 +65,8 @@ def answer(rows: list[Row], method: str = "bpl") -> Markdown:
     items = []
     for ratio, row in sorted(of_ratio.items(), key=lambda item: (item[1].accuracy.n, item[0]), reverse=True):
         against = [
-            verdict(row.difference(control(rows, row, "scratch")), "the narrow network trained from scratch"),
-            verdict(row.difference(control(rows, row, "dense")), "the dense network"),
+            verdict(row.difference(control(rows, row, name), among=rows), said)
+            for name, said in (("scratch", "the narrow network trained from scratch"), ("dense", "the dense network"))
         ]
         items.append(
             f"- **{percent_change(-row.macs_reduction)} % MACs** (pruning ratio {ratio:g}): {row.label} reaches "
@@ -120,14 +125,14 @@ def ranking(rows: list[Row]) -> Markdown:
             f"**{percent_change(-scratch.macs_reduction)} % MACs** (ratio {ratio:g}), against the narrow network "
             f"from scratch at {accuracy(scratch.accuracy)}, {seeds(scratch.accuracy.n)}:"
         )
-        items.append(_ranked([(row, row.difference(control(rows, row, "scratch"))) for row in methods]))
+        items.append(_ranked([(row, row.difference(control(rows, row, "scratch"), among=rows)) for row in methods]))
         narrow = [row for row in rows if row.ratio == ratio and row.method == "scratch"]
         for longer in (row for row in narrow if row.config["epochs"] > scratch.config["epochs"]):
             items.append(
                 f"The same against that network trained for {longer.config['epochs']} epochs, at "
                 f"{accuracy(longer.accuracy)}, {seeds(longer.accuracy.n)}:"
             )
-            items.append(_ranked([(row, row.difference(longer)) for row in methods]))
+            items.append(_ranked([(row, row.difference(longer, among=rows)) for row in methods]))
     return Markdown("\n\n".join(items) or NO_RECORDS)
 
 
@@ -180,12 +185,12 @@ def diversity(rows: list[Row]) -> Markdown:
             form = f", form {row.config['diversity_form']}" if several else ""
             items.append(
                 f"- Ratio {row.ratio:g}, diversity weight {row.config['diversity_weight']:g}{form}: "
-                f"{verdict(row.difference(without[0]), 'BPL without the diversity loss')}."
+                f"{verdict(row.difference(without[0], among=rows), 'BPL without the diversity loss')}."
             )
     return Markdown("\n".join(items) or "BPL with and without the diversity loss is not recorded yet.")
 
 
-def beside_claim(rows: list[Row], claim: Claim, ratio: float = 0.7, method: str = "bpl") -> Markdown:
+def beside_claim(rows: list[Row], claim: Claim, ratio: float = 0.7, method: str = "bpl", **knobs: Any) -> Markdown:
     """The paper's claim beside what our runs can say about it.
 
     Args:
@@ -193,6 +198,7 @@ def beside_claim(rows: list[Row], claim: Claim, ratio: float = 0.7, method: str 
         claim: the paper's claim.
         ratio: the pruning ratio that the claim belongs to.
         method: the paper's method.
+        **knobs: config fields with which the method is judged, such as the paper's own.
 
     Returns:
         Markdown.
@@ -201,13 +207,13 @@ def beside_claim(rows: list[Row], claim: Claim, ratio: float = 0.7, method: str 
         f"The paper states, in its {claim.source}, for {claim.network}: {percent_change(-claim.flops_reduction)} % "
         f"FLOPs at a loss of {claim.accuracy_loss:g} points of accuracy."
     )
-    row = find(rows, method, ratio)
+    row = find(_with(rows, method, knobs), method, ratio)
     if row is None:
         return Markdown(f"{stated} {NO_RECORDS}")
     images = row.records[0].data["test"]
     one = 100 / images
     parts = [stated, f"One of the {images} test images is {one:.2f} points."]
-    value = row.difference(control(rows, row, "dense"))
+    value = row.difference(control(rows, row, "dense"), among=rows)
     if value is None:
         parts.append("The dense network is not recorded at the same seeds, so there is no loss of ours beside it.")
     elif value.low is None:
@@ -230,6 +236,11 @@ def beside_claim(rows: list[Row], claim: Claim, ratio: float = 0.7, method: str 
             f"{claim.network}, is neither confirmed nor refuted by it."
         )
     return Markdown(" ".join(parts))
+
+
+def _with(rows: list[Row], method: str, knobs: Mapping[str, Any]) -> list[Row]:
+    """The rows of a method whose config has these values."""
+    return [row for row in rows if row.method == method and knobs.items() <= row.config.items()]
 
 
 def _network_name(row: Row) -> str:
@@ -257,6 +268,6 @@ def complete(missing: int, total: int) -> Markdown:
     if missing:
         verb = "is" if missing == 1 else "are"
         return Markdown(
-            f"{missing} of the {total} runs of this campaign {verb} not recorded yet; rows of fewer seeds say so."
+            f"{missing} of the {total} runs that this page uses {verb} not recorded yet; rows of fewer seeds say so."
         )
-    return Markdown(f"All {total} runs of this campaign are recorded.")
+    return Markdown(f"All {total} runs that this page uses are recorded.")

@@ -9,6 +9,8 @@ Few seeds bear few claims, so the tools say what they cannot do:
   p cannot fall below 2 / 2**n, 0.25 at n = 3, so it could never speak here. The price of t is the assumption that
   differences are normal, which three values cannot check; with 2 degrees of freedom it takes a mean of 4.3 standard
   errors to leave zero outside the interval. p is of one comparison; `holm` corrects for several.
+- Among many comparisons of three pairs, those whose pairs happen to agree look sure. Where several arms have run at the
+  same seeds, the scatter of all of them (`scatter_of`) is a floor for that of so few pairs.
 - Seeds deal the same images anew, so their training and test parts overlap, and t on the pairs speaks of dealing these
   images once more. What it says of new images is corrected by how much of a deal is tested (Nadeau and Bengio 2003).
 """
@@ -21,7 +23,8 @@ from dataclasses import dataclass
 import numpy as np
 
 CONFIDENCE = 0.95
-FEWEST = 3  # values that an interval of a mean, or a verdict, takes at the least
+FEWEST = 3  # values that an interval, or a verdict, takes at the least
+FEW = 5  # pairs; of fewer the scatter is not trusted where that of other arms says more
 _ENUMERATED = 6  # up to this many values all n**n resamples are listed: exact, and no chance in a committed page
 _RESAMPLES = 20_000
 
@@ -52,9 +55,10 @@ class Difference:
     Attributes:
         n: how many seeds both sides have.
         mean: mean of (value - control).
-        low: lower end of the 95 % t interval; None for one pair, or where all differences are equal.
+        low: lower end of the 95 % t interval; None for fewer than three pairs, or where all differences are equal.
         high: its upper end.
         p: two-sided p of the paired t test; None where there is no interval.
+        freedom: degrees of freedom of interval and p; None where there is no interval.
     """
 
     n: int
@@ -62,6 +66,7 @@ class Difference:
     low: float | None
     high: float | None
     p: float | None
+    freedom: int | None = None
 
     @property
     def testable(self) -> bool:
@@ -71,10 +76,10 @@ class Difference:
     @property
     def why_undecided(self) -> str | None:
         """Why no verdict can be taken from it, in words; None where one can: it is beyond chance."""
+        if self.n < FEWEST:
+            return f"from {'one pair' if self.n == 1 else f'{self.n} pairs'} of runs, too few to say"
         if self.low is None:
-            return "from one pair of runs" if self.n == 1 else f"from {self.n} pairs of runs that agree"
-        if not self.testable:
-            return "too few runs to say"
+            return f"from {self.n} pairs of runs that agree"
         return None if self.beyond_chance else "undecided, the interval includes 0"
 
     @property
@@ -95,8 +100,8 @@ class Difference:
 
         if self.low is None:
             return None
-        error = (self.high - self.mean) / float(stats.t.ppf((1 + CONFIDENCE) / 2, self.n - 1))
-        return float(2 * stats.t.sf(abs(self.mean - limit) / error, self.n - 1))
+        error = (self.high - self.mean) / float(stats.t.ppf((1 + CONFIDENCE) / 2, self.freedom))
+        return float(2 * stats.t.sf(abs(self.mean - limit) / error, self.freedom))
 
 
 def summarise(values: Sequence[float]) -> Summary:
@@ -154,8 +159,42 @@ def paired_values(values: Mapping[int, float], control: Mapping[int, float]) -> 
     return [values[seed] - control[seed] for seed in sorted(values.keys() & control.keys())]
 
 
+@dataclass(frozen=True)
+class Scatter:
+    """How runs scatter that have arms and seeds in common.
+
+    Attributes:
+        deviation: standard deviation of one run about what its arm and its seed make of it.
+        freedom: degrees of freedom that it is known with.
+    """
+
+    deviation: float
+    freedom: int
+
+
+def scatter_of(arms: Sequence[Mapping[int, float]]) -> Scatter | None:
+    """The scatter of several arms at once: what least squares leave of value = arm + seed.
+
+    Args:
+        arms: seed -> value of each arm; not all need to have the same seeds.
+
+    Returns:
+        The scatter; None where arms and seeds explain every value.
+    """
+    if not any(arms):
+        return None
+    runs = [(arm, seed, value) for arm, values in enumerate(arms) for seed, value in values.items()]
+    of_arm, of_seed, observed = np.array(runs, dtype=float).T
+    design = np.hstack([of_arm[:, None] == np.unique(of_arm), of_seed[:, None] == np.unique(of_seed)]).astype(float)
+    found, _, rank, _ = np.linalg.lstsq(design, observed, rcond=None)  # design (runs, arms + seeds)
+    freedom = len(runs) - int(rank)
+    if freedom < 1:
+        return None
+    return Scatter(math.sqrt(float(((observed - design @ found) ** 2).sum()) / freedom), freedom)
+
+
 def paired_difference(
-    values: Mapping[int, float], control: Mapping[int, float], dealt: float = 0.0
+    values: Mapping[int, float], control: Mapping[int, float], dealt: float = 0.0, scatter: Scatter | None = None
 ) -> Difference | None:
     """Difference to a control at the same seeds.
 
@@ -165,6 +204,8 @@ def paired_difference(
         dealt: test images over training images of a deal, for what the difference says of new images (Nadeau and
             Bengio 2003, the corrected resampled t test: the variance of the mean is s**2 * (1 / n + dealt)); 0 for what
             it says of dealing these images once more.
+        scatter: that of several arms, these two among them; with fewer than five pairs the interval is at least as wide
+            as it makes it (a difference of two runs has twice their variance).
 
     Returns:
         The difference over the seeds that both have; None where there is no such seed.
@@ -174,14 +215,18 @@ def paired_difference(
     pairs = np.array(paired_values(values, control))
     if not len(pairs):
         return None
-    mean = float(pairs.mean())
-    deviation = float(pairs.std(ddof=1)) if len(pairs) > 1 else 0.0
-    if deviation < 1e-12:  # t has no scale: one value, or n that agree, are no proof of zero scatter
-        return Difference(len(pairs), mean, None, None, None)
-    error = deviation * math.sqrt(1 / len(pairs) + dealt)
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(pairs) - 1)) * error
-    p = float(2 * stats.t.sf(abs(mean) / error, len(pairs) - 1))
-    return Difference(len(pairs), mean, mean - reach, mean + reach, p)
+    n, mean = len(pairs), float(pairs.mean())
+    scatters = [] if n < FEWEST else [Scatter(float(pairs.std(ddof=1)), n - 1)]
+    if FEWEST <= n < FEW and scatter is not None:
+        scatters.append(Scatter(math.sqrt(2) * scatter.deviation, scatter.freedom))
+    found = []
+    for one in scatters:
+        if one.deviation > 1e-12:  # t has no scale where values agree: that is no proof of zero scatter
+            error = one.deviation * math.sqrt(1 / n + dealt)
+            reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, one.freedom)) * error
+            p = float(2 * stats.t.sf(abs(mean) / error, one.freedom))
+            found.append(Difference(n, mean, mean - reach, mean + reach, p, one.freedom))
+    return min(found, key=lambda difference: difference.low, default=Difference(n, mean, None, None, None))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -8,6 +8,7 @@ from bpl.report.numbers import NBSP, interval, percent_change, spread, with_inte
 from bpl.report.rows import Row, control, find
 
 MISSING = "–"
+TRAINING = "Training MACs, × dense"
 # A number in bold, with a sign or in brackets; "3x3" is none.
 _NUMBER = re.compile(r"[^\w]*\d[\d.,]*(e[+-]?\d+)?(?!\w)")
 
@@ -32,16 +33,16 @@ def accuracy_table(
         "Ratio": [_ratio(row) for row in rows],
         "Top-1, %": [spread(row.accuracy) for row in rows],
         "Against scratch, points": [
-            MISSING if row.method == "dense" else _difference(row, control(rows, row, "scratch")) for row in rows
+            MISSING if row.method == "dense" else _difference(rows, row, control(rows, row, "scratch")) for row in rows
         ],
-        "Against dense, points": [_difference(row, control(rows, row, "dense")) for row in rows],
+        "Against dense, points": [_difference(rows, row, control(rows, row, "dense")) for row in rows],
         "n": [str(row.accuracy.n) for row in rows],
         "MACs, %": [percent_change(-row.macs_reduction) for row in rows],
-        "Training, × dense": [_training(rows, row) for row in rows],
-        "Top-1, 95 % interval": [interval(row.accuracy.low, row.accuracy.high) for row in rows],
+        TRAINING: [_training(rows, row) for row in rows],
+        "Top-1, bootstrap": [interval(row.accuracy.low, row.accuracy.high) for row in rows],
     }
     if not training:
-        del columns["Training, × dense"]
+        del columns[TRAINING]
     return _finish(rows, columns, caption, name, sources)
 
 
@@ -61,7 +62,7 @@ def cost_table(rows: list[Row], caption: str, name: str, *, sources: bool = True
         "Method": [row.label for row in rows],
         "Ratio": [_ratio(row) for row in rows],
         "Parameters, %": [percent_change(-row.params_reduction) for row in rows],
-        "Training, × dense": [_training(rows, row) for row in rows],
+        TRAINING: [_training(rows, row) for row in rows],
         "Last epoch": [spread(row.last_epoch) for row in rows],
         "Best validation": [spread(row.summary("test_at_best_validation")) for row in rows],
         "Best test": [spread(row.summary("best_test")) for row in rows],
@@ -109,12 +110,12 @@ def _ratio(row: Row) -> str:
     return MISSING if row.method == "dense" else f"{row.ratio:g}"
 
 
-def _difference(row: Row, other: Row | None) -> str:
+def _difference(rows: list[Row], row: Row, other: Row | None) -> str:
     """Mean difference with its interval, in bold where that of three pairs or more leaves zero outside.
 
     The number of pairs is said where one of the two has more seeds: the means in the table are then not of the pairs.
     """
-    difference = row.difference(other)
+    difference = row.difference(other, among=rows)
     if difference is None:
         return MISSING
     text = with_interval(difference)

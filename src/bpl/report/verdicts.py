@@ -37,10 +37,10 @@ class Question:
 
 
 def verdict_of(value: Difference | None, may_lose: float | None = None) -> str:
-    """What a difference says of a claim: "holds", "does not hold", "open" or "not recorded".
+    """What a difference says of a claim: "holds", "contradicted", "open", "too few runs" or "not recorded".
 
-    A claim holds or fails where there are three pairs or more, and the whole 95 % interval of their difference lies on
-    one side of the claim's limit.
+    A claim holds or is contradicted where there are three pairs or more, and the whole 95 % interval of their
+    difference lies on one side of the claim's limit.
 
     Args:
         value: arm minus control, in points; None where there are no runs at common seeds.
@@ -48,12 +48,14 @@ def verdict_of(value: Difference | None, may_lose: float | None = None) -> str:
     """
     if value is None:
         return "not recorded"
+    if value.n < FEWEST:
+        return "too few runs"
     if not value.testable:
         return "open"
     limit = _limit(may_lose)
     if value.low > limit or (may_lose is not None and value.low == limit):
         return "holds"
-    return "does not hold" if value.high < limit else "open"
+    return "contradicted" if value.high < limit else "open"
 
 
 def _limit(may_lose: float | None) -> float:
@@ -63,8 +65,9 @@ def _limit(may_lose: float | None) -> float:
 def verdict_table(questions: Sequence[Question], caption: str, name: str) -> Markdown:
     """One line a claim: where it was asked, the difference that speaks to it, and what that says.
 
-    A verdict in bold is left when all lines are tested at once. The last column is the verdict with the interval that
-    holds for new images, which is wider.
+    With fewer than five pairs a line's interval is at least as wide as the scatter of all arms of its images and
+    network in the table makes it. A verdict in bold is left when all lines are tested at once. The last column is the
+    verdict with the interval that holds for new images, which is wider.
 
     Args:
         questions: the claims.
@@ -76,11 +79,12 @@ def verdict_table(questions: Sequence[Question], caption: str, name: str) -> Mar
         toggle.
     """
     lines, rows, decided, tested = [], {}, [], {}
+    among = [row for question in questions for row in (question.arm, question.control)]
     for number, question in enumerate(questions, 1):
         value = wider = None
         if question.arm is not None:
-            value = question.arm.difference(question.control)
-            wider = question.arm.difference(question.control, new_images=True)
+            value = question.arm.difference(question.control, among=among)
+            wider = question.arm.difference(question.control, among=among, new_images=True)
         shown, n = MISSING, MISSING
         verdict = verdict_of(value, question.may_lose)
         if value is not None:
@@ -89,7 +93,7 @@ def verdict_table(questions: Sequence[Question], caption: str, name: str) -> Mar
             rows |= {id(row): row for row in (question.arm, question.control)}
             if value.testable:
                 tested[number] = value.p_against(_limit(question.may_lose))
-        if verdict in ("holds", "does not hold"):
+        if verdict in ("holds", "contradicted"):
             decided.append(number)
         lines.append(
             [
