@@ -263,3 +263,24 @@ def test_half_precision_weights_do_not_leave_the_range_of_their_type(form, dtype
     assert float(loss) == pytest.approx(float(expected), abs=1e-4)
     loss.backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("form", ["stage-cosine", "stage-squared"])
+def test_a_gradient_of_the_gradient_is_refused_where_there_is_no_graph_of_it(form):
+    model = bpl.grow_partners(Net())
+    kernels = [branch.conv.weight for block in partner_blocks(model).values() for branch in block.branches]
+    gradients = torch.autograd.grad(bpl.diversity_loss(model, form), kernels, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        sum(gradient.square().sum() for gradient in gradients).backward()
+
+
+def test_a_context_within_another_leaves_the_outer_one_recording():
+    model = bpl.grow_partners(Net()).train()
+    with bpl.record_outputs(model):
+        with bpl.record_outputs(model):
+            pass
+        model(images(size=SIZE, dtype=torch.float32))
+        assert float(bpl.diversity_loss(model, "feature-cosine").detach()) >= 0
+    model(images(size=SIZE, dtype=torch.float32))
+    with pytest.raises(RuntimeError, match="no outputs are recorded"):
+        bpl.diversity_loss(model, "feature-cosine")

@@ -851,3 +851,79 @@ def test_logits_of_a_network_are_of_evaluation_mode_and_every_mode_is_restored()
     expected = copy.deepcopy(model).eval()(x)
     assert torch.equal(logits(model, x), expected)
     assert [m.training for m in model.modules()] == modes and same_state(before, model.state_dict())
+
+
+# -- what cannot be ranked ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("criterion", ["l1", "l2", "fpgm", "folded-l2"])
+def test_a_network_whose_weights_are_not_finite_cannot_be_ranked(criterion):
+    """NaN compares with nothing: an order of such scores would be the order of the filters."""
+    model = Net()
+    model.stem[0].weight.data[3, 0] = float("nan")
+    with pytest.raises(ValueError, match=f"criterion '{criterion}' cannot rank convolution 'stem.0': .*not all finite"):
+        bpl.prune_masks(model, 0.5, criterion)
+
+
+def test_a_convolution_without_a_gamma_cannot_be_ranked_by_it():
+    fused = bpl.fuse_partners(bpl.grow_partners(Net()))
+    with pytest.raises(ValueError, match="criterion 'gamma' cannot rank convolution 'stem.0': no batch normalisation"):
+        bpl.prune_masks(fused, 0.5, "gamma")
+    assert bpl.prune_masks(fused, 0.5)["stem.0"].sum() == WIDTH / 2
+
+
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [
+        ({"last.0": 3, "nonsense": 2}, "no convolution is called 'nonsense': the model's are stem.0, "),
+        ([3], r"the widths are \[3\]: they must be a number of filters for a conv's name"),
+        ({"last.0": 3}, "the width of 'stem.0' is None: it must be a whole number of 1 to 12"),
+        ({"stem.0": 13, "last.0": 3}, "the width of 'stem.0' is 13: it must be a whole number of 1 to 12"),
+    ],
+)
+def test_widths_that_do_not_fit_are_refused(widths, message):
+    with pytest.raises(ValueError, match=message):
+        bpl.prune_masks(Net(), 0.0, widths=widths)
+
+
+def test_convolutions_that_share_their_channels_have_one_width():
+    model = bpl.build_model("resnet18", 4, 32, 8)
+    shared = next(s for s in ChannelGraph(model).sets if len(s.convs) > 2)
+    widths = {name: s.size for s in ChannelGraph(model).sets for name in s.convs}
+    with pytest.raises(ValueError, match="the widths of convolutions that share their channels differ: "):
+        bpl.prune_masks(model, 0.0, scope="all", widths=widths | {shared.convs[1]: 3})
+    masks = bpl.prune_masks(model, 0.0, scope="all", widths=widths | dict.fromkeys(shared.convs, 3))
+    assert {int(masks[name].sum()) for name in shared.convs} == {3}
+
+
+class AddedToItself(Net):
+    """An addition that ties no other convolution: both of its sides are made of one."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = block(WIDTH)
+
+    def middle(self, x):
+        x = self.a(x)
+        return x + 0.1 * torch.relu(x)
+
+
+def test_an_addition_of_a_map_with_itself_ties_it_to_nothing():
+    model = AddedToItself().double()
+    masks = bpl.prune_masks(model, 0.5)
+    assert masks["a.0"].sum() == WIDTH / 2
+    assert_exact(randomise_statistics(model), images(size=SIZE), masks)
+
+
+class OfAnotherRank(Net):
+    """A map times its mean over the width: with eight channels and eight rows the shapes fit, by chance."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.last = block(3, SIZE), block(SIZE)
+
+    def middle(self, x):
+        return x * x.mean(3)
+
+
+def test_maps_of_different_numbers_of_dimensions_are_left_whole():
+    masks = bpl.prune_masks(OfAnotherRank(), 0.5)
+    assert list(masks) == ["last.0"]

@@ -172,7 +172,7 @@ def test_momentum_goes_with_its_weight_when_the_network_shrinks(tree):
     shrink = partial(slim, masks=masks)
     old = {name: optimizer.state[p]["momentum_buffer"].clone() for name, p in model.named_parameters()}
     training = Training(model, optimizer, 1, 2)
-    training.swap(shrink(model), shrink)
+    training.swap(shrink)
     group = training.optimizer.param_groups[0]
     assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.1, 0.9, 1e-3)
     new = {name: training.optimizer.state[p]["momentum_buffer"] for name, p in training.model.named_parameters()}

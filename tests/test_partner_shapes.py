@@ -24,7 +24,6 @@ from torch import nn
 
 import bpl
 from bpl.diversity import FORMS, raw_kernels
-from bpl.methods.magnitude import _OriginalFilters
 from bpl.partner import partner_blocks
 from bpl.partner_conv import PartnerConv2d
 from bpl.partner_shapes import KINDS, SHAPES, PointwiseThenAverage, PointwiseThenConv, _PointwiseFirst, compose, fits
@@ -368,7 +367,7 @@ def test_soft_masks_zero_the_filters_of_all_branches_and_let_them_grow_back(kind
 def test_the_released_masks_hold_the_original_only(kind):
     model = bpl.grow_partners(Net(), kind)
     masks = bpl.prune_masks(model, 0.5)
-    held = {id(tensor) for tensor in _OriginalFilters(model, masks).tensors}
+    held = {id(tensor) for tensor in MaskHolder(model, masks, filters_only=True, partners=False).tensors}
     assert held == {id(block.branches[0].conv.weight) for block in partner_blocks(model).values()}
 
 

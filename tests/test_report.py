@@ -15,7 +15,7 @@ from bpl.config import RunConfig
 from bpl.records import Record, load_records, record_path, save_record
 from bpl.report.numbers import interval, points, spread
 from bpl.report.rows import named_among
-from bpl.report.statistics import holm
+from bpl.report.statistics import holm, scatter_of
 from bpl.report.style import spread_out
 
 EPOCHS = 4
@@ -151,6 +151,72 @@ def test_the_p_against_a_limit_is_that_of_scipy() -> None:
     assert report.paired_difference({0: 3.0}, {0: 1.0}).p_against(1.5) is None
 
 
+def test_the_scatter_of_arms_and_seeds_is_the_residual_of_a_two_way_analysis_of_variance() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(4, 5)) + np.array([0, 3, 5, 9])[:, None] + np.array([0, 1, -1, 2, 4])
+    left = values - values.mean(1, keepdims=True) - values.mean(0) + values.mean()
+    found = scatter_of([dict(enumerate(arm)) for arm in values])
+    assert found.freedom == 3 * 4
+    assert found.deviation == pytest.approx(math.sqrt((left**2).sum() / found.freedom))
+    assert scatter_of([{0: 1.0, 1: 2.0}]) is None and scatter_of([]) is None and scatter_of([{}]) is None
+    uneven = scatter_of([{0: 1.0, 1: 2.0, 2: 2.5}, {0: 2.0, 1: 3.5}, {2: 7.0}])
+    assert uneven.freedom == 6 - 5  # three arms and three seeds, one of which the others imply
+
+
+def test_of_two_arms_the_scatter_is_that_of_their_pairs() -> None:
+    values, control = {0: 75.0, 1: 77.5, 2: 76.0}, {0: 74.0, 1: 75.0, 2: 75.5}
+    alone = report.paired_difference(values, control)
+    both = report.paired_difference(values, control, scatter=scatter_of([values, control]))
+    assert dataclasses.astuple(both) == pytest.approx(dataclasses.astuple(alone))
+
+
+def test_fewer_than_five_pairs_have_at_least_the_scatter_of_all_arms() -> None:
+    """Three pairs that happen to agree would else look sure."""
+    values, control = {0: 75.0, 1: 76.0, 2: 77.1}, {0: 74.0, 1: 75.0, 2: 76.0}
+    scatter = scatter_of([values, control, {0: 70.0, 1: 73.0, 2: 69.0}, {0: 72.0, 1: 70.0, 2: 74.0}])
+    alone, floored = (report.paired_difference(values, control, scatter=one) for one in (None, scatter))
+    error = math.sqrt(2) * scatter.deviation * math.sqrt(1 / 3)
+    assert alone.beyond_chance and not floored.beyond_chance
+    assert floored.high - floored.mean == pytest.approx(stats.t.ppf(0.975, scatter.freedom) * error)
+    assert floored.p == pytest.approx(2 * stats.t.sf(floored.mean / error, scatter.freedom))
+    assert floored.p_against(0.0) == pytest.approx(floored.p)
+    agree = report.paired_difference({0: 2.0, 1: 3.0, 2: 4.0}, {0: 1.0, 1: 2.0, 2: 3.0}, scatter=scatter)
+    assert agree.low == pytest.approx(1 - (floored.high - floored.mean))  # where pairs agree, others know a scatter
+    wide = report.paired_difference({0: 0.0, 1: 50.0, 2: -50.0}, control, scatter=scatter)
+    assert wide == report.paired_difference({0: 0.0, 1: 50.0, 2: -50.0}, control)
+    many = [{seed: value + 0.1 * (seed % 2) for seed in range(5)} for value in (1.0, 0.0)]
+    many[0][0] += 0.1
+    assert report.paired_difference(*many, scatter=scatter) == report.paired_difference(*many)
+
+
+def test_the_false_finds_of_three_pairs_among_six_arms_are_as_rare_as_they_should_be() -> None:
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(400):
+        arms = [dict(enumerate(values)) for values in rng.normal(size=(6, 3)) + rng.normal(size=3)]
+        scatter = scatter_of(arms)
+        found += [report.paired_difference(arm, arms[0], scatter=scatter).beyond_chance for arm in arms[1:]]
+    assert 0.005 < np.mean(found) < 0.05
+
+
+def test_claims_on_several_data_sets_are_combined_as_fisher_does(results: Path) -> None:
+    def arm(dataset: str, method: str, *values: float) -> report.Row:
+        configs = [RunConfig(dataset=dataset, method=method, ratio=0.7, seed=seed) for seed in range(len(values))]
+        return report.group([make_record(config, value) for config, value in zip(configs, values, strict=True)])[0]
+
+    above = [(arm(d, "l1", 80.0, 81.0, 82.5), arm(d, "scratch", 79.5, 80.0, 80.5)) for d in ("ucm", "aid")]
+    p = above[0][0].difference(above[0][1]).p
+    assert p > 0.05
+    text = repr(report.together([("Better?", above), ("One?", above[:1]), ("None?", [(None, above[0][1])] * 2)]))
+    expected = 2 * stats.combine_pvalues([p / 2, p / 2]).pvalue
+    assert text.splitlines()[0] == f"1. **Better?** +1.17, +1.17 points; together p = {expected:.2g}."
+    assert text.splitlines()[1:] == [
+        f"{n}. **{q}** Not recorded yet on two data sets." for n, q in ((2, "One?"), (3, "None?"))
+    ]
+    apart = repr(report.together([("Both ways?", [above[0], above[1][::-1]])]))
+    assert float(apart.split("together p = ")[1].rstrip(".")) > 0.2  # what points in two directions says nothing
+
+
 def test_holm_bounds_the_chance_of_any_false_find() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])  # the worked example of Holm's procedure
     assert holm([0.6, 0.7]) == [1.0, 1.0] and holm([]) == []
@@ -241,7 +307,7 @@ def test_a_row_of_one_seed_has_no_interval_and_says_so(results: Path) -> None:
     rows = report.collect(dataset="ucm", seed=0)
     texts = shown(rows)
     assert "in one run" in texts["answer"] and "from one pair of runs" in texts["answer"]
-    assert "from one pair of runs; that has no interval" in texts["claim"]
+    assert "from one pair of runs, too few to say; that has no interval" in texts["claim"]
     assert "[" not in repr(report.accuracy_table(rows, "Accuracy.", "tab-a", sources=False))
 
 
@@ -271,8 +337,8 @@ def test_a_method_without_its_controls_is_still_shown(results: Path) -> None:
 def test_a_campaign_knows_what_it_lacks(results: Path) -> None:
     configs = [RunConfig(dataset="ucm", method="dense", seed=seed) for seed in range(5)]
     assert [config.seed for config in report.lacking(configs)] == [3, 4]
-    assert repr(report.complete(2, 5)).startswith("2 of the 5 runs of this campaign are not")
-    assert repr(report.complete(1, 5)).startswith("1 of the 5 runs of this campaign is not")
+    assert repr(report.complete(2, 5)).startswith("2 of the 5 runs that this page uses are not")
+    assert repr(report.complete(1, 5)).startswith("1 of the 5 runs that this page uses is not")
     assert repr(report.complete(0, 5)) == "All 5 runs of this campaign are recorded."
 
 
@@ -335,7 +401,7 @@ def test_arms_without_runs_are_sentences(results: Path) -> None:
 def test_one_pair_of_runs_shows_little(results: Path) -> None:
     rows = report.recorded([RunConfig(dataset="ucm", method=m, ratio=0.7, seed=0) for m in ("bpl", "scratch")])
     sentence = repr(report.contrasts([("Does it help?", rows[1], rows[0])]))
-    assert sentence.endswith(" points, from one pair of runs.")  # no verdict, no interval
+    assert sentence.endswith(" points, from one pair of runs, too few to say.")  # no verdict, no interval
 
 
 def test_contrasts_are_corrected_for_their_number(results: Path) -> None:
@@ -352,11 +418,11 @@ def test_contrasts_are_corrected_for_their_number(results: Path) -> None:
     assert "Holm" not in repr(report.contrasts([question]))
     lines = repr(report.contrasts([("Gone?", None, control), ("Sure?", sure, control), *[question] * 4])).splitlines()
     assert lines[0] == "1. **Gone?** Not recorded yet."
-    assert lines[-1] == "After Holm's correction for 5 tests, line 2 stands; the other findings may be chance."
+    assert lines[-1] == "After Holm's correction for 5 tests, line 2 is significant, the others are not."
     lines = repr(report.contrasts([question] * 20)).splitlines()
-    assert lines[-1] == "After Holm's correction for 20 tests, no finding stands: each may be chance."
+    assert lines[-1] == "After Holm's correction for 20 tests, no single line is significant."
     both = repr(report.contrasts([("Sure?", sure, control), ("Sure?", sure, control)])).splitlines()
-    assert both[-1] == "After Holm's correction for 2 tests, lines 1 and 2 stand."
+    assert both[-1] == "After Holm's correction for 2 tests, lines 1 and 2 are significant."
     assert "Holm" not in repr(report.contrasts([("Open?", control, arm("l1", 79.0, 80.5, 81.0))] * 2))
 
 
@@ -388,7 +454,7 @@ def test_two_pairs_are_no_verdict_however_wide_apart() -> None:
     two, three = ({seed: 6.4 + 0.2 * seed for seed in range(n)} for n in (2, 3))
     nothing = dict.fromkeys(range(3), 0.0)
     small, large = (report.paired_difference(values, nothing) for values in (two, three))
-    assert small.low > 0 and not small.beyond_chance
+    assert small.low is None and not small.beyond_chance
     assert large.low > 0 and large.beyond_chance
 
 
@@ -474,12 +540,12 @@ def test_forms_of_the_loss_are_told_apart_and_held_against_none(results: Path) -
     rows = report.collect(dataset="ucm", source="real")
     assert [row.variant for row in rows if row.method == "bpl"] == [
         "no diversity loss",  # of no form: the loss is not there
-        "diversity weight 1, diversity form layer-squared",
-        "diversity weight 1, diversity form stage-cosine",
+        "diversity weight 1",  # of the released form
+        "diversity weight 1, form layer-squared",
     ]
     said = repr(report.diversity(rows)).splitlines()
     assert [line.split(":")[0] for line in said] == [
-        "- Ratio 0.7, diversity weight 1, form layer-squared",
         "- Ratio 0.7, diversity weight 1, form stage-cosine",
+        "- Ratio 0.7, diversity weight 1, form layer-squared",
     ]
     assert "better than BPL without" in said[0] and "undecided" in said[1]

@@ -22,6 +22,7 @@ from support import (  # noqa: F401
     tree_fixture,
 )
 
+from bpl import report
 from bpl.config import RunConfig
 from bpl.data import load_images
 from bpl.export import exports_of, load_model
@@ -424,8 +425,22 @@ def test_records_are_filtered_by_value_and_by_list(folder):
     assert len(load_records(folder, dataset="ucm", source="real")) == 4
     assert len(load_records(folder, method=["bpl", "sfp"], seed=1)) == 2
     assert len(load_records(folder, method="fpgm")) == 0
-    assert set(load_records(folder / "none", macs=1)) <= set(load_records(folder))  # the same columns, no row
+    assert list(load_records(folder / "none", macs=1)) == list(load_records(folder))  # the same columns, no row
+    assert len(load_records(folder, seed=range(1))) == len(load_records(folder, seed=np.array([0]))) == 4
+    assert len(load_records(folder, method=frozenset(["sfp"]))) == 2
     assert list(load_records(folder, dataset="aid").index) == [0]
+
+
+def test_records_are_filtered_by_a_value_that_is_not_there(folder):
+    """A knob that a method does not have is None in its record, and NaN in a column of numbers."""
+    assert set(load_records(folder, diversity_weight=None).method) == {"sfp"}
+    assert len(load_records(folder, diversity_weight=[None, 1.0])) == 6
+    assert {row.method for row in report.collect(folder, source="real", dataset="ucm", seed=range(2))} == {"bpl", "sfp"}
+
+
+def test_the_table_begins_with_the_fields_of_a_run(folder):
+    names = [field.name for field in dataclasses.fields(RunConfig)]
+    assert list(load_records(folder))[: len(names)] == names
 
 
 def test_the_table_has_percentages_and_where_each_row_comes_from(folder):

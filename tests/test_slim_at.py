@@ -46,7 +46,7 @@ def test_the_next_steps_on_the_smaller_network_are_those_of_the_masked_one_to_fl
     masks = prune_masks(model, 0.7)
     smaller = Training(model, optimizer, epoch=1, epochs=9)
     shrink = partial(slim, masks=masks)
-    smaller.swap(shrink(model), shrink)
+    smaller.swap(shrink)
     smaller.model.train()
     holder = MaskHolder(model, masks, readers=True)
     holder.apply()

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from bpl import report
-from bpl.report.statistics import paired_difference
+from bpl.report.statistics import paired_difference, scatter_of
 from bpl.report.verdicts import Question, seeds_needed, verdict_of, verdict_table
 
 
@@ -18,8 +18,10 @@ class Arm(SimpleNamespace):
     def by_seed(self) -> dict[int, float]:
         return self.top1
 
-    def difference(self, other: "Arm | None", new_images: bool = False):
-        return None if other is None else paired_difference(self.top1, other.top1, 0.5 if new_images else 0.0)
+    def difference(self, other: "Arm | None", among=(), new_images: bool = False):
+        scatter = scatter_of([row.top1 for row in {id(row): row for row in among if row is not None}.values()])
+        dealt = 0.5 if new_images else 0.0
+        return None if other is None else paired_difference(self.top1, other.top1, dealt, scatter)
 
 
 def arm(*top1: float, label: str = "Arm") -> Arm:
@@ -31,11 +33,11 @@ def arm(*top1: float, label: str = "Arm") -> Arm:
     [
         (0.1, 0.5, None, "holds"),
         (-0.1, 0.5, None, "open"),
-        (-0.5, -0.1, None, "does not hold"),
+        (-0.5, -0.1, None, "contradicted"),
         (-0.2, 0.5, 0.24, "holds"),  # may lose a little, and does not lose more
         (-0.24, 0.5, 0.24, "holds"),
         (-0.3, 0.5, 0.24, "open"),
-        (-0.9, -0.3, 0.24, "does not hold"),
+        (-0.9, -0.3, 0.24, "contradicted"),
         (-0.9, -0.2, 0.24, "open"),
     ],
 )
@@ -44,8 +46,8 @@ def test_a_claim_holds_or_fails_only_by_the_whole_interval(low, high, may_lose, 
 
 
 def test_too_few_pairs_are_open_however_large_and_none_is_not_recorded():
-    assert verdict_of(report.Difference(1, 30.0, None, None, None)) == "open"
-    assert verdict_of(report.Difference(2, 30.0, 29.0, 31.0, 0.01)) == "open"
+    assert verdict_of(report.Difference(1, 30.0, None, None, None)) == "too few runs"
+    assert verdict_of(paired_difference({0: 90, 1: 91}, {0: 60, 1: 60})) == "too few runs"
     assert (
         verdict_of(paired_difference({0: 88, 1: 90, 2: 91}, {0: 87, 1: 89, 2: 90})) == "open"
     )  # equal: no scatter known
@@ -59,7 +61,7 @@ def verdicts(text: str) -> list[tuple[str, str]]:
 
 def test_the_table_says_of_each_claim_what_its_difference_says(monkeypatch):
     monkeypatch.setattr("bpl.report.verdicts.sources_of", lambda rows: f"{len(rows)} rows behind it")
-    good, bad, near = arm(90.0, 91.0, 92.0), arm(80.0, 81.1, 81.9), arm(89.93, 90.87, 91.9)
+    good, bad, near = arm(90.0, 91.0, 92.0), arm(80.0, 81.1, 81.9), arm(89.83, 90.77, 91.8)
     questions = [
         Question("Up", "here", good, bad),
         Question("Down", "here", bad, good),
@@ -70,7 +72,7 @@ def test_the_table_says_of_each_claim_what_its_difference_says(monkeypatch):
     text = repr(verdict_table(questions, "Claims.", "tab-x"))
     assert verdicts(text) == [
         ("**holds**", "holds"),
-        ("**does not hold**", "does not hold"),
+        ("**contradicted**", "contradicted"),
         ("not recorded", "not recorded"),
         ("not recorded", "not recorded"),
         ("**holds**", "open"),  # of these images dealt once more, but not of new ones
@@ -89,7 +91,7 @@ def test_verdicts_of_many_lines_are_corrected_for_their_number(monkeypatch):
     many = [Question("Sure", "here", sure, none)] + [Question("Barely", "here", barely, none)] * 5
     text = repr(verdict_table(many, "Claims.", "tab-x"))
     assert [verdict for verdict, _ in verdicts(text)] == ["**holds**"] + ["holds"] * 5  # bold: left of all together
-    assert "After Holm's correction for 6 tests, line 1 stands; the other findings may be chance." in text
+    assert "After Holm's correction for 6 tests, line 1 is significant, the others are not." in text
     nothing = repr(verdict_table([Question("Open", "here", arm(1.0), none)], "Claims.", "tab-x"))
     assert "Holm" not in nothing
 

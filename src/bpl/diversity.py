@@ -17,6 +17,7 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from bpl.partner import partner_blocks
 from bpl.partner_conv import PartnerConv2d
@@ -76,6 +77,7 @@ class _JoinedCosine(torch.autograd.Function):
         return value
 
     @staticmethod
+    @once_differentiable  # an error where a gradient of this gradient is asked for: there is no graph of it
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         value, scale, square_a, square_b, *tensors = ctx.saved_tensors
         count = len(tensors) // 2
@@ -178,7 +180,7 @@ def diversity_loss(model: nn.Module, form: str = "stage-cosine") -> Tensor:
             folded in (``folded-*``), or of the branches' outputs (``feature-*``, which need `record_outputs`).
 
     Returns:
-        A scalar tensor, differentiable, without a weight.
+        A scalar tensor, differentiable (the ``stage-*`` forms once), without a weight.
 
     Raises:
         ValueError: the model has no partners, or the form is unknown.
@@ -203,12 +205,12 @@ def record_outputs(model: nn.Module) -> Iterator[None]:
     Args:
         model: a network with partners.
     """
-    blocks = partner_blocks(model).values()
-    for block in blocks:
+    before = {block: block.keep_outputs for block in partner_blocks(model).values()}
+    for block in before:
         block.keep_outputs = True
     try:
         yield
     finally:
-        for block in blocks:
-            block.keep_outputs = False
+        for block, kept in before.items():
+            block.keep_outputs = kept
             block.outputs = []

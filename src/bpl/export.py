@@ -68,7 +68,9 @@ def check_finished(model: nn.Module) -> None:
         ValueError: what is left to do, in one sentence.
     """
     refuse_unfused(model)
-    for name, mask in masks_of_zeros(model).items():
+    zeros = masks_of_zeros(model)
+    if zeros:
+        name, mask = next(iter(zeros.items()))
         raise ValueError(
             f"{int((~mask).sum())} of the {len(mask)} channels of {name!r} are exactly zero: the network is masked and "
             "not yet small; call bpl.slim before exporting (bpl.pruning.masks_of_zeros gives the masks)"

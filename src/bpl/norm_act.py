@@ -33,7 +33,7 @@ def take_apart(norm: nn.Module) -> tuple[nn.BatchNorm2d, nn.Module] | None:
     if norm._parameters.keys() != plain._parameters.keys() or norm._buffers.keys() != plain._buffers.keys():
         return None
     plain._parameters, plain._buffers = norm._parameters.copy(), norm._buffers.copy()
-    rest = nn.Sequential(OrderedDict(norm.named_children())).train(norm.training)
+    rest = nn.Sequential(OrderedDict(norm.named_children()))  # each child stays in the mode that it is in
     for made in (plain, rest):
         made.training = norm.training
     return (plain, rest) if _same(norm, nn.Sequential(plain, rest)) else None

@@ -234,6 +234,6 @@ class PartnerConv2d(nn.Module):
         return conv
 
     def reparameterize(self) -> None:
-        """Become the fused convolution, in place, so that timm's `reparameterize_model` fuses partner blocks too."""
+        """Become the fused convolution, in place: what timm's `reparameterize_model` asks of blocks without `fuse`."""
         fused = self.fuse()
         self.__class__, self.__dict__ = type(fused), fused.__dict__

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -287,21 +287,35 @@ def load_records(folder: str | Path | None = None, **where: Any) -> "pandas.Data
             rows.append(_row(path.relative_to(folder), record))
         except (KeyError, TypeError, ArithmeticError) as error:
             raise RecordError(f"record {path} lacks a number of its table row: {error}") from error
-    columns = list(rows[0]) if rows else _COLUMNS
-    table = pandas.DataFrame(rows, columns=columns)
+    table = pandas.DataFrame(rows, columns=list(dict.fromkeys([*_COLUMNS, *(name for row in rows for name in row)])))
     for column, wanted in where.items():
         if column not in table:
             raise ValueError(f"unknown column {column!r}: allowed are {', '.join(table)}")
-        table = table[table[column].isin(wanted if isinstance(wanted, list | tuple | set) else [wanted])]
+        values = wanted_values(wanted)
+        table = table[table[column].isin(values) | (table[column].isna() & (None in values))]
     return table.reset_index(drop=True)
 
 
-# Those of an empty table; records may hold more ways of choosing the epoch.
+def wanted_values(wanted: Any) -> list[Any]:
+    """The values that a field may have, of which one or several are given.
+
+    Args:
+        wanted: a value, or values in whatever holds them (a list, a range, a set, an array).
+    """
+    several = isinstance(wanted, Iterable) and not isinstance(wanted, str | bytes)
+    return list(wanted) if several else [wanted]
+
+
+# The columns of a table, in their order; records may hold more ways of choosing the epoch.
 _COLUMNS = [
     *(f.name for f in dataclasses.fields(RunConfig)),
     "source",
     "test",
     "validation",
+    "test_at_best_validation",
+    "best_validation_epoch",
+    "best_test",
+    "best_test_epoch",
     "macs",
     "params",
     "macs_reduction",

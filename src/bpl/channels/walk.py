@@ -328,7 +328,11 @@ class Walk:
             self._freeze(inputs, f"{node.name!r} combines {len(inputs)} maps")
             return _Value(self.sets.new(0, f"{node.name!r} produces it"), False, stride)
         one, other = inputs
+        if one.rank != other.rank:
+            self._freeze(inputs, f"{node.name!r} combines maps of different numbers of dimensions")
+            return _Value(self.sets.new(0, f"{node.name!r} produces it"), False, stride, max(one.rank, other.rank))
+        apart = self.sets.find(one.channels) is not self.sets.find(other.channels)
         channels = self.sets.merge(one.channels, other.channels)
-        channels.tied |= added
+        channels.tied |= added and apart
         zero = (one.zero and other.zero) if added else (one.zero or other.zero)
-        return _Value(channels, zero, stride, max(one.rank, other.rank))
+        return _Value(channels, zero, stride, one.rank)

@@ -88,16 +88,16 @@ class Training:
     epoch: int
     epochs: int
 
-    def swap(self, model: nn.Module, shrink: Callable[[nn.Module], nn.Module]) -> None:
+    def swap(self, shrink: Callable[[nn.Module], nn.Module]) -> None:
         """Go on with a smaller network, the optimiser's buffers shrunk exactly as its weights were.
 
         A buffer has one entry per weight, so a copy of the old network that holds the buffers in place of the weights
         is shrunk by the same function.
 
         Args:
-            model: the smaller network, `shrink` of the present one.
-            shrink: removes the same channels from any network of the present one's shape.
+            shrink: removes the same channels from the present network and from any other of its shape.
         """
+        model = shrink(self.model)
         carrier = shrink(_with_momentum(self.model, self.optimizer))
         options = {k: v for k, v in self.optimizer.param_groups[0].items() if k != "params"}
         optimizer = type(self.optimizer)(model.parameters(), **options)

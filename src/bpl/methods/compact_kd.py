@@ -169,7 +169,7 @@ class CompactKD(Taught):
 
     def _freeze(self, training: Training, masks: list[Tensor]) -> None:
         self.masks = self._named(masks)
-        training.swap(self._smaller(training.model), self._smaller)
+        training.swap(self._smaller)
 
     def _smaller(self, model: WithBlockOutputs) -> WithBlockOutputs:
         return WithBlockOutputs(slim(model.network, self.masks), model.blocks)

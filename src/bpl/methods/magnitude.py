@@ -85,7 +85,7 @@ class Pruned(Method):
 
     def _shrink(self, training: Training) -> None:
         shrink = partial(slim, masks=self.masks)
-        training.swap(shrink(training.model), shrink)
+        training.swap(shrink)
         self.slimmed, self._holder = True, None
 
     def _hold(self, model: nn.Module) -> None:

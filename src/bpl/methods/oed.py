@@ -234,7 +234,7 @@ class OED(Method):
         new = [name for name in (self._chosen if self.frozen else gone) if name not in self.removed]
         if new or self.frozen:
             shrink = partial(without_blocks, names=new, masks=self._values() if self.frozen else None)
-            training.swap(shrink(training.model), shrink)
+            training.swap(shrink)
         self.removed += new
         self.fista = Fista.start(masks)  # the next epoch's weights and lambda are others: extrapolate anew
         if not self.frozen:

@@ -24,7 +24,8 @@ def apply_masks(model: nn.Module, masks: dict[str, Tensor]) -> nn.Module:
         masks: conv name -> bool tensor (N,), True = kept.
 
     Returns:
-        The model; its pruned channels emit exactly 0.
+        The model; its pruned channels emit exactly 0. Where a mask marks channels that cannot be removed, which
+        `prune_masks` never does, that is so of the convolution and the batch normalisation right behind it.
 
     Raises:
         TypeError: not a network.

@@ -19,13 +19,13 @@ class Filters:
     Attributes:
         weight: the original branch's filters, (N, D) with D = C k k.
         folded: filters with batch normalisation folded in, all branches summed, (N, D).
-        gamma: the original branch's batch normalisation scale, (N,); ones where there is none.
+        gamma: the original branch's batch normalisation scale, (N,); None where there is none.
         generator: source of chance for the random criterion.
     """
 
     weight: Tensor
     folded: Tensor
-    gamma: Tensor
+    gamma: Tensor | None
     generator: torch.Generator
 
 
@@ -45,7 +45,13 @@ def fpgm(filters: Filters) -> Tensor:
 
 
 def gamma(filters: Filters) -> Tensor:
-    """Absolute batch normalisation scale (network slimming, Liu et al. 2017)."""
+    """Absolute batch normalisation scale (network slimming, Liu et al. 2017).
+
+    Raises:
+        ValueError: there is no scale to rank by.
+    """
+    if filters.gamma is None:
+        raise ValueError("no batch normalisation follows: there is no gamma to rank its filters by")
     return filters.gamma.abs()
 
 

@@ -79,9 +79,9 @@ def mean_over_images(
         for node in graph.traced.nodes
         if node.op == "call_module" and node.target in names
     }
-    for name in names.difference(watched.values()):
+    if missing := sorted(names.difference(watched.values())):
         mode = "training" if graph.model.training else "evaluation"
-        raise ValueError(f"convolution {name!r} is not used in {mode} mode: there are no feature maps of it")
+        raise ValueError(f"convolution {missing[0]!r} is not used in {mode} mode: there are no feature maps of it")
     sums: dict[str, list[Tensor]] = {}
 
     def look(node: fx.Node, maps: Any) -> None:

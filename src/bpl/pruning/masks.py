@@ -82,9 +82,12 @@ def _filters_of(graph: ChannelGraph, name: str, generator: torch.Generator) -> F
         folded = fold_norm(conv, norm)[0] if norm.track_running_stats else conv.weight  # no statistics, nothing to fold
     else:
         norm, folded = None, conv.weight
-    gamma = norm.weight if norm is not None else torch.ones(conv.out_channels)
-    flat = lambda t: t.detach().to("cpu", torch.float64)  # noqa: E731
-    return Filters(flat(conv.weight).flatten(1), flat(folded).flatten(1), flat(gamma), generator)
+
+    def exact(tensor: Tensor) -> Tensor:
+        return tensor.detach().to("cpu", torch.float64)
+
+    gamma = None if norm is None or norm.weight is None else exact(norm.weight)
+    return Filters(exact(conv.weight).flatten(1), exact(folded).flatten(1), gamma, generator)
 
 
 @torch.no_grad()
@@ -138,8 +141,23 @@ def scores_of(graph: ChannelGraph, channels: Channels, criterion: str, generator
         channels: one of its sets.
         criterion: a key of `bpl.pruning.CRITERIA`.
         generator: source of chance for the random criterion.
+
+    Raises:
+        ValueError: a convolution that the criterion cannot rank, or whose scores are not finite.
     """
-    return [CRITERIA[criterion](_filters_of(graph, name, generator)) for name in channels.convs]
+    scores = []
+    for name in channels.convs:
+        try:
+            score = CRITERIA[criterion](_filters_of(graph, name, generator))
+        except ValueError as error:
+            raise ValueError(f"criterion {criterion!r} cannot rank convolution {name!r}: {error}") from error
+        if not score.isfinite().all():
+            raise ValueError(
+                f"criterion {criterion!r} cannot rank convolution {name!r}: its weights, or those of its batch "
+                "normalisation, are not all finite numbers"
+            )
+        scores.append(score)
+    return scores
 
 
 def joint_score(scores: list[Tensor]) -> Tensor:
@@ -199,6 +217,8 @@ def choose_masks(
     sets = prunable_sets(graph, scope)
     if not sets:
         raise ValueError(_nothing_to_prune(graph, scope))
+    if widths is not None:
+        _check_names(graph, widths)
     masks: dict[str, Tensor] = {}
     for channels in sets:
         uniform = kept_filters(channels.size, ratio, round_to)
@@ -222,13 +242,24 @@ def _nothing_to_prune(graph: ChannelGraph, scope: str) -> str:
     )
 
 
+def _check_names(graph: ChannelGraph, widths: Mapping[str, int]) -> None:
+    if not isinstance(widths, Mapping):
+        raise ValueError(f"the widths are {shown(widths)}: they must be a number of filters for a conv's name")
+    for name in widths:
+        if name not in graph.of_conv:
+            raise ValueError(f"no convolution is called {shown(name)}: the model's are {', '.join(graph.of_conv)}")
+
+
 def _given_width(channels: Channels, widths: Mapping[str, int]) -> int:
-    """The width that a set's convolutions are given; a ValueError where there is none, or none that it can have."""
-    name = channels.convs[0]
-    width = widths.get(name)
-    if isinstance(width, bool) or not isinstance(width, int) or not 1 <= width <= channels.size:
-        raise ValueError(f"the width of {name!r} is {width!r}: it must be a whole number of 1 to {channels.size}")
-    return width
+    """The width that a set's convolutions are given; a ValueError where there is none, or none that they can have."""
+    given = {name: widths[name] for name in channels.convs if name in widths}
+    for name, width in (given or {channels.convs[0]: None}).items():
+        if isinstance(width, bool) or not isinstance(width, int) or not 1 <= width <= channels.size:
+            raise ValueError(f"the width of {name!r} is {width!r}: it must be a whole number of 1 to {channels.size}")
+    if len(set(given.values())) > 1:
+        said = ", ".join(f"{name!r} {width}" for name, width in given.items())
+        raise ValueError(f"the widths of convolutions that share their channels differ: {said}")
+    return next(iter(given.values()))
 
 
 def check_masks(graph: ChannelGraph, masks: dict[str, Tensor]) -> None:

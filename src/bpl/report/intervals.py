@@ -30,7 +30,7 @@ def contrasts(pairs: Sequence[Pair]) -> Markdown:
     for number, (question, row, other) in enumerate(pairs, 1):
         value = None if row is None else row.difference(other, among=_rows_of(pairs))
         if value is None:
-            said = "not recorded yet"
+            said = "Not recorded yet"
         elif value.low is None:
             said = f"{points(value.mean)} points, {value.why_undecided}"
         else:
@@ -92,7 +92,7 @@ def together(claims: Sequence[tuple[str, Sequence[tuple[Row | None, Row | None]]
         found = [row.difference(other, among=among) for row, other in pairs if row is not None]
         values = [value for value in found if value is not None and value.testable]
         if len(values) < 2:
-            items.append(f"{number}. **{claim}** not yet on two data sets.")
+            items.append(f"{number}. **{claim}** Not recorded yet on two data sets.")
             continue
         above = [value.p / 2 if value.mean > 0 else 1 - value.p / 2 for value in values]
         sides = [stats.combine_pvalues(p).pvalue for p in (above, [1 - p for p in above])]

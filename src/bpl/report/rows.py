@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bpl.config import RunConfig
-from bpl.records import Record, full_config, iterate_records, load_record, record_path
+from bpl.records import Record, full_config, iterate_records, load_record, record_path, wanted_values
 from bpl.report.statistics import Difference, Summary, paired_difference, scatter_of, summarise
 
 LABELS = {
@@ -221,9 +221,7 @@ def collect(folder: Path | None = None, **where: Any) -> list[Row]:
 
     def wanted(record: Record) -> bool:
         values = full_config(record) | {"source": record.data["source"]}
-        return all(
-            values[key] in (value if isinstance(value, list | tuple | set) else [value]) for key, value in where.items()
-        )
+        return all(values[key] in wanted_values(value) for key, value in where.items())
 
     return group(record for _, record in iterate_records(folder) if wanted(record))
 

@@ -54,7 +54,9 @@ def pace(fast: Row | None, slow: Row | None, names: tuple[str, str]) -> Markdown
     epoch, goal, seeds = found
     total, price = slow.config["epochs"], fast.training_macs / slow.training_macs
     where = f"what {names[1]} has after all {total} ({goal:.2f} % on the validation part, n = {seeds})"
-    reached = f"{names[0]} reaches after {epoch} epochs" if epoch is not None else f"In the mean of these seeds {names[0]} stays below"
+    reached = f"{names[0]} reaches after {epoch} epochs"
+    if epoch is None:
+        reached = f"In the mean of these seeds {names[0]} stays below"
     return Markdown(
         f"{reached} {where}. Its whole training takes {price:.2f} times the multiply-accumulates of the other's, the "
         "dense network's training included in both. Both follow one schedule to its end, and much of any accuracy "
