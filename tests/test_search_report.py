@@ -23,11 +23,11 @@ def save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Write a record of invented curves into a folder that the library takes for the checkout's."""
     monkeypatch.setenv("BPL_RESULTS", str(tmp_path))
 
-    def save(validation: list[float], test: float = TEST, **fields) -> RunConfig:
+    def save(validation: list[float], test: float = TEST, cost: int = 1, **fields) -> RunConfig:
         config = RunConfig(dataset="ucm", ratio=0.78, **fields)
         record = make_record(config, test)
         record.curves["validation"] = validation
-        record.cost["training_macs"] = 10**9 * config.epochs
+        record.cost["training_macs"] = 10**9 * config.epochs * cost
         save_record(record, record_path(config, "real", tmp_path))
         return config
 
@@ -132,29 +132,40 @@ def test_the_sentence_on_pace_has_epochs_accuracy_seeds_and_price(save):
         "Fast reaches after 5 epochs what Slow has after all 60 (60.00 % on the validation part, n = 1)."
     )
     assert "takes 1.50 times" in said
-    assert repr(report.pace(slow, fast, ("Slow", "Fast"))).startswith("Slow does not reach what Fast has after all")
+    assert repr(report.pace(slow, fast, ("Slow", "Fast"))).startswith(
+        "In the mean of these seeds Slow stays below what Fast has"
+    )
     assert repr(report.pace(fast, None, ("Fast", "Slow"))) == "Fast and Slow are not recorded at the same seeds yet."
 
 
 # -- the longer control ---------------------------------------------------------------------------------------------
 def test_methods_are_held_against_the_network_from_scratch_of_more_epochs_too(save):
     tests = {"scratch": (70.0, 71.0, 72.0), "oed": (73.0, 74.5, 75.0), "kd": (71.0, 70.5, 72.5)}
-    runs = [save([1.0], v, method=m, seed=s) for m, values in tests.items() for s, v in enumerate(values)]
-    runs += [save([1.0], v, method="scratch", seed=s, epochs=120) for s, v in enumerate((76.0, 73.5, 76.0))]
-    first, longer = repr(report.ranking(report.recorded(runs))).split("The same against")
+    cost = {"scratch": 1, "oed": 3, "kd": 2, "l1": 1}
+    tests |= {"l1": (70.0, 71.5, 71.5)}
+    runs = [save([1.0], v, cost[m], method=m, seed=s) for m, values in tests.items() for s, v in enumerate(values)]
+    runs += [save([1.0], v, method="scratch", seed=s, epochs=120) for s, v in enumerate((76.0, 74.5, 76.5))]
+    first, longer = repr(report.ranking(report.recorded(runs))).split(
+        "Those that cost as much training or more, against"
+    )
     gain = statistics.fmean(o - s for o, s in zip(tests["oed"], tests["scratch"], strict=True))
     undecided = "- undecided, the interval includes 0: "
-    assert f"- better: OED ({points(gain)})\n" in first and f"{undecided}Plain KD" in first
-    assert "trained for 120 epochs, at 75.17 % [73.5" in longer and "over n = 3 seeds" in longer
-    assert f"{undecided}OED (−1.00)\n" in longer and "- worse: Plain KD" in longer
-    assert "- of the better and worse ones, left after Holm's correction for 2 tests: OED\n" in first
+    assert first.startswith(
+        "When all methods of one reduction are tested at once: OED (−78.00 %) ahead of the narrow network from "
+        "scratch, none behind it; none ahead of that network trained for longer, Plain KD (−78.00 %) behind it.\n"
+    )
+    assert f"- better: OED ({points(gain)})\n" in first and f"{undecided}Plain KD" in first and "L1 norm" in first
+    assert "trained for 120 epochs, at 75.67 ± 1.0" in longer and "over n = 3 seeds" in longer
+    assert f"{undecided}OED (−1.50)\n" in longer and "- worse: Plain KD" in longer
+    assert "L1 norm" not in longer  # its training costs less than that
+    assert "- of the better and worse ones, left after Holm's correction for 3 tests: OED\n" in first
     two = repr(report.ranking(report.recorded([run for run in runs if run.seed < 2 and run.epochs == 60])))
-    assert two.endswith("- too few seeds to say: OED; Plain KD")  # no verdict of two pairs
+    assert two.endswith("- too few seeds to say: OED; Plain KD; L1 norm")  # no verdict of two pairs
     certain = [(report.recorded(runs[3:6])[0], Difference(3, 5.0, 4.9, 5.1, 0.0))] * 2  # a p too small for a float
     left = "- of the better and worse ones, left after Holm's correction for 2 tests: OED; OED"
     assert _ranked(certain).endswith(left)
     assert "Holm" not in _ranked(certain[:1])
-    assert "The same against" not in repr(report.ranking(report.recorded(runs[:9])))  # without a longer control
+    assert "epochs, at" not in repr(report.ranking(report.recorded(runs[:12])))  # without a longer control
 
 
 def test_a_longer_training_costs_more_beside_the_same_dense_network(save):
@@ -162,8 +173,8 @@ def test_a_longer_training_costs_more_beside_the_same_dense_network(save):
     rows = report.recorded(runs)
     table = report.accuracy_table(rows, "Cost.", "tab-c", training=True)
     assert cells(table, "Dense")[6] == "1.00"
-    assert cells(table, "Narrow, from scratch, epochs 60")[6] == "1.00"
-    assert cells(table, "Narrow, from scratch, epochs 120")[6] == "2.00"
+    assert cells(table, "Narrow, from scratch, 60 epochs")[6] == "1.00"
+    assert cells(table, "Narrow, from scratch, 120 epochs")[6] == "2.00"
     assert report.price(rows, 0.78)._repr_svg_() != report.price(rows[:2], 0.78)._repr_svg_()  # both are drawn
 
 

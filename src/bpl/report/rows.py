@@ -163,8 +163,8 @@ class Row:
 
         Args:
             control: the row that is taken away.
-            among: the rows that it is shown among; the scatter of those of the same images and network is a floor for
-                that of few pairs (`paired_difference`).
+            among: the rows that it is shown among; with few pairs the scatter of those of the same images and network
+                counts (`paired_difference`).
             new_images: with the interval and p of what the difference says of images that no seed has dealt.
         """
         if control is None or control is self:

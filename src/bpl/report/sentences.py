@@ -104,10 +104,10 @@ def aim_met(row: Row | None, aim: float, others: list[Row | None]) -> Markdown:
 
 
 def ranking(rows: list[Row]) -> Markdown:
-    """What each method is worth against the narrow network from scratch, by ratio.
+    """What each method is worth against the narrow network from scratch: what is left of all, then ratio by ratio.
 
-    Where that network is recorded for more epochs too, the methods are held against that as well: those that start from
-    a trained network have been trained for longer than the others.
+    Where that network is recorded for more epochs too, the methods that cost as much training or more are held against
+    that as well: those that start from a trained network have been trained for longer than the others.
 
     Args:
         rows: the recorded rows of the page's tables.
@@ -116,24 +116,55 @@ def ranking(rows: list[Row]) -> Markdown:
         Markdown, one item a ratio; one sentence where no ratio has a control.
     """
     items = []
+    left: dict[str, list[_Left]] = {"the narrow network from scratch": [], "that network trained for longer": []}
+    usual, patient = left.values()
     for ratio in sorted({row.ratio for row in rows if row.method != "dense"}, reverse=True):
         scratch = find(rows, "scratch", ratio)
         if scratch is None:
             continue
+        reduction = percent_change(-scratch.macs_reduction)
         methods = [row for row in rows if row.ratio == ratio and row.method not in ("dense", "scratch")]
+        values = [(row, row.difference(control(rows, row, "scratch"), among=rows)) for row in methods]
+        usual += _left(values, reduction)
         items.append(
-            f"**{percent_change(-scratch.macs_reduction)} % MACs** (ratio {ratio:g}), against the narrow network "
+            f"**{reduction} % MACs** (ratio {ratio:g}), against the narrow network "
             f"from scratch at {accuracy(scratch.accuracy)}, {seeds(scratch.accuracy.n)}:"
         )
-        items.append(_ranked([(row, row.difference(control(rows, row, "scratch"), among=rows)) for row in methods]))
+        items.append(_ranked(values))
         narrow = [row for row in rows if row.ratio == ratio and row.method == "scratch"]
         for longer in (row for row in narrow if row.config["epochs"] > scratch.config["epochs"]):
+            dear = [row for row in methods if row.training_macs >= longer.training_macs]
+            values = [(row, row.difference(longer, among=rows)) for row in dear]
+            patient += _left(values, reduction)
             items.append(
-                f"The same against that network trained for {longer.config['epochs']} epochs, at "
-                f"{accuracy(longer.accuracy)}, {seeds(longer.accuracy.n)}:"
+                f"Those that cost as much training or more, against that network trained for "
+                f"{longer.config['epochs']} epochs, at {accuracy(longer.accuracy)}, {seeds(longer.accuracy.n)}:"
             )
-            items.append(_ranked([(row, row.difference(longer, among=rows)) for row in methods]))
-    return Markdown("\n\n".join(items) or NO_RECORDS)
+            items.append(_ranked(values))
+    if not items:
+        return Markdown(NO_RECORDS)
+    parts = [f"{_named(found, 1)} ahead of {other}, {_named(found, -1)} behind it" for other, found in left.items()]
+    lead = "; ".join(parts if patient else parts[:1])
+    return Markdown("\n\n".join([f"When all methods of one reduction are tested at once: {lead}.", *items]))
+
+
+_Left = tuple[str, str, float]  # a method, the reduction at which it was tested, its mean difference
+
+
+def _left(values: list[tuple[Row, Difference | None]], reduction: str) -> list[_Left]:
+    """Of rows with their differences to one control, those that are beyond chance when all are tested at once."""
+    tested = [(row.label, value) for row, value in values if value is not None and value.testable]
+    are_left = left_together([value.p for _, value in tested])
+    return [(label, reduction, value.mean) for (label, value), is_left in zip(tested, are_left, strict=True) if is_left]
+
+
+def _named(found: list[_Left], sign: int) -> str:
+    """Those of one sign with their reductions; "none" where there is no such row."""
+    where: dict[str, list[str]] = {}
+    for label, reduction, mean in found:
+        if mean * sign > 0:
+            where.setdefault(label, []).append(f"{reduction} %")
+    return ", ".join(f"{label} ({', '.join(reductions)})" for label, reductions in where.items()) or "none"
 
 
 def _ranked(values: list[tuple[Row, Difference | None]]) -> str:
@@ -157,10 +188,9 @@ def _ranked(values: list[tuple[Row, Difference | None]]) -> str:
         if members
     ]
     if (better or worse) and len(tested) > 1:
-        are_left = left_together([value.p for _, value in tested])
-        left = [label for (label, _), is_left in zip(tested, are_left, strict=True) if is_left]
+        left = "; ".join(label for label, *_ in _left(values, ""))
         said = f"of the better and worse ones, left after Holm's correction for {len(tested)} tests"
-        parts.append(f"- {said}: {'; '.join(left) or 'none'}")
+        parts.append(f"- {said}: {left or 'none'}")
     if alone:
         parts.append(f"- too few seeds to say: {'; '.join(alone)}")
     return "\n".join(parts) or "- nothing else is recorded"

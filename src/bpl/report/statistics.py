@@ -9,8 +9,10 @@ Few seeds bear few claims, so the tools say what they cannot do:
   p cannot fall below 2 / 2**n, 0.25 at n = 3, so it could never speak here. The price of t is the assumption that
   differences are normal, which three values cannot check; with 2 degrees of freedom it takes a mean of 4.3 standard
   errors to leave zero outside the interval. p is of one comparison; `holm` corrects for several.
-- Among many comparisons of three pairs, those whose pairs happen to agree look sure. Where several arms have run at the
-  same seeds, the scatter of all of them (`scatter_of`) is a floor for that of so few pairs.
+- Of three pairs the scatter is hardly known: among many comparisons those whose pairs happen to agree look sure, and a
+  large difference whose pairs do not is lost to the 2 degrees of freedom. Where several arms have run at the same
+  seeds, the scatter of all of them (`scatter_of`), as in an analysis of variance, is better known. With fewer than five
+  pairs it takes the place of their own, or their own where that is larger, with its degrees of freedom.
 - Seeds deal the same images anew, so their training and test parts overlap, and t on the pairs speaks of dealing these
   images once more. What it says of new images is corrected by how much of a deal is tested (Nadeau and Bengio 2003).
 """
@@ -204,8 +206,8 @@ def paired_difference(
         dealt: test images over training images of a deal, for what the difference says of new images (Nadeau and
             Bengio 2003, the corrected resampled t test: the variance of the mean is s**2 * (1 / n + dealt)); 0 for what
             it says of dealing these images once more.
-        scatter: that of several arms, these two among them; with fewer than five pairs the interval is at least as wide
-            as it makes it (a difference of two runs has twice their variance).
+        scatter: that of several arms, these two among them. With fewer than five pairs it takes the place of theirs
+            unless theirs is larger (a difference of two runs has twice their variance), with its degrees of freedom.
 
     Returns:
         The difference over the seeds that both have; None where there is no such seed.
@@ -216,17 +218,17 @@ def paired_difference(
     if not len(pairs):
         return None
     n, mean = len(pairs), float(pairs.mean())
-    scatters = [] if n < FEWEST else [Scatter(float(pairs.std(ddof=1)), n - 1)]
-    if FEWEST <= n < FEW and scatter is not None:
-        scatters.append(Scatter(math.sqrt(2) * scatter.deviation, scatter.freedom))
-    found = []
-    for one in scatters:
-        if one.deviation > 1e-12:  # t has no scale where values agree: that is no proof of zero scatter
-            error = one.deviation * math.sqrt(1 / n + dealt)
-            reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, one.freedom)) * error
-            p = float(2 * stats.t.sf(abs(mean) / error, one.freedom))
-            found.append(Difference(n, mean, mean - reach, mean + reach, p, one.freedom))
-    return min(found, key=lambda difference: difference.low, default=Difference(n, mean, None, None, None))
+    if n < FEWEST:
+        return Difference(n, mean, None, None, None)
+    deviation, freedom = float(pairs.std(ddof=1)), n - 1
+    if n < FEW and scatter is not None:
+        deviation, freedom = max(deviation, math.sqrt(2) * scatter.deviation), scatter.freedom
+    if deviation < 1e-12:  # t has no scale: n values that agree are no proof of zero scatter
+        return Difference(n, mean, None, None, None)
+    error = deviation * math.sqrt(1 / n + dealt)
+    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
+    p = float(2 * stats.t.sf(abs(mean) / error, freedom))
+    return Difference(n, mean, mean - reach, mean + reach, p, freedom)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

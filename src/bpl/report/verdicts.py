@@ -65,8 +65,8 @@ def _limit(may_lose: float | None) -> float:
 def verdict_table(questions: Sequence[Question], caption: str, name: str) -> Markdown:
     """One line a claim: where it was asked, the difference that speaks to it, and what that says.
 
-    With fewer than five pairs a line's interval is at least as wide as the scatter of all arms of its images and
-    network in the table makes it. A verdict in bold is left when all lines are tested at once. The last column is the
+    With fewer than five pairs a line's interval has the scatter of all arms of its images and network in the table, if
+    that is larger than its own. A verdict in bold is left when all lines are tested at once. The last column is the
     verdict with the interval that holds for new images, which is wider.
 
     Args:
