@@ -46,7 +46,7 @@ def prunable(model: nn.Module, scope: str) -> set[str]:
         ("LayerScale", {"last.0"}, set()),
         ("ScalarScale", ALL_OF_NET, set()),
         ("SlicedChannels", {"last.0"}, set()),
-        ("SlicedSpace", {"last.0"}, {"stem.0"}),
+        ("SlicedSpace", ALL_OF_NET, set()),
         ("Chunks", {"last.0"}, set()),
         ("PaddedShortcut", {"a.0.0", "last.0"}, set()),
         ("PaddedWithOnes", {"last.0"}, set()),

@@ -174,3 +174,8 @@ def test_without_published_files_the_error_says_where_it_looked(tmp_path, monkey
         make_split(images, "aitlas", 0)
     with pytest.raises(DataError, match="no 'aitlas' split of the synthetic set 'ucm'"):
         make_split(make_set("ucm", source="synthetic"), "aitlas", 0)
+
+
+def test_shares_of_a_class_are_rounded_to_whole_images():
+    split = make_split(make_set(per_class=8), "protocol", seed=0)  # 1.6 and 0.8 images of a class
+    assert (len(split.test), len(split.validation), len(split.train)) == (6, 3, 15)

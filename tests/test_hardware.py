@@ -419,3 +419,9 @@ def test_the_processor_is_named(tmp_path):
     assert hardware.processor(file) == "Some Chip 9000"
     assert hardware.processor(tmp_path / "none")
     assert {"processor", "threads", "torch", "onnxruntime"} <= hardware.machine().keys()
+
+
+def test_a_narrower_network_takes_a_smaller_share_of_the_time(monkeypatch):
+    monkeypatch.setattr(hardware, "forward_pass", lambda model, *_: lambda batch: model)
+    monkeypatch.setattr(hardware, "in_turns", lambda runs, *_, **__: {name: [9.0, t, 7.0] for name, t in runs.items()})
+    assert hardware.measured_share(4.0, 32)(1.0) == 0.25

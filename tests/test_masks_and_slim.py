@@ -26,7 +26,7 @@ from torch import nn
 import bpl
 from bpl.channels import ChannelGraph
 from bpl.partner import partner_blocks
-from bpl.pruning import CRITERIA, MaskHolder
+from bpl.pruning import CRITERIA, MaskHolder, masks_of_zeros
 from bpl.pruning.criteria import Filters, fpgm
 from bpl.pruning.masks import convs_of, kept_filters, prunable_sets
 
@@ -927,3 +927,23 @@ class OfAnotherRank(Net):
 def test_maps_of_different_numbers_of_dimensions_are_left_whole():
     masks = bpl.prune_masks(OfAnotherRank(), 0.5)
     assert list(masks) == ["last.0"]
+
+
+def test_held_readers_of_a_flattened_map_are_the_columns_of_the_channel():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)).eval()
+    x, masks = torch.randn(2, 3, 4, 4), {"0": torch.tensor([True, False, True, True])}
+    expected = bpl.apply_masks(model, masks)(x)
+    MaskHolder(model, masks, readers=True).apply()
+    assert torch.equal(model(x), expected)
+    assert (model[4].weight == 0).all(0).tolist() == [4 <= column < 8 for column in range(16)]
+
+
+def test_a_channel_that_emits_a_constant_is_no_channel_of_zeros():
+    model = bpl.build_model("resnet18", 4, 32, width=8)
+    with torch.no_grad():
+        model.layer1[0].bn1.weight[0] = 0
+        model.layer1[0].bn1.bias[0] = 1  # emits 1 whatever the image
+        model.layer1[1].bn1.weight[0] = 0
+    found = {name: mask.logical_not().nonzero().flatten().tolist() for name, mask in masks_of_zeros(model).items()}
+    assert found == {"layer1.1.conv1": [0]}

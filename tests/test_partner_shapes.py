@@ -1,6 +1,7 @@
 """Partners of other shapes (ACNet, Diverse Branch Block): exact fusion up to the border, masks, losses, runs."""
 
 import copy
+import math
 import subprocess
 import sys
 
@@ -467,3 +468,17 @@ def test_a_strided_stem_with_few_inputs_trains_in_float32_and_channels_last():
     """In a process of its own: a kernel that writes past its memory ends it (oneDNN issue 6035)."""
     done = subprocess.run([sys.executable, "-c", _STEPS], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout.strip()) == (0, "done"), done.stderr[-500:]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_partners_begin_with_the_scale_of_their_filters_fan_out(kind):
+    torch.manual_seed(0)
+    model = bpl.grow_partners(nn.Sequential(nn.Conv2d(16, 256, 3, padding=1), nn.BatchNorm2d(256)), kind)
+    (block,) = partner_blocks(model).values()
+    layers = [layer for branch in list(block.branches)[1:] for layer in branch.modules()]
+    convs = [layer for layer in layers if isinstance(layer, nn.Conv2d) and layer.in_channels != layer.out_channels]
+    assert convs
+    for layer in convs:
+        expected = math.sqrt(2 / (layer.out_channels * math.prod(layer.kernel_size)))
+        assert float(layer.weight.detach().std()) == pytest.approx(expected, rel=0.1)
+        assert layer.bias is None or layer.bias.count_nonzero() == 0

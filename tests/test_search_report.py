@@ -155,7 +155,7 @@ def test_methods_are_held_against_the_network_from_scratch_of_more_epochs_too(sa
         "scratch, none behind it; none ahead of that network trained for longer, Plain KD (−78.00 %) behind it.\n"
     )
     assert f"- better: OED ({points(gain)})\n" in first and f"{undecided}Plain KD" in first and "L1 norm" in first
-    assert "trained for 120 epochs, at 75.67 ± 1.0" in longer and "over n = 3 seeds" in longer
+    assert "trained for 120 epochs, at 75.67\xa0±\xa01.0\xa0%" in longer and "over n = 3 seeds" in longer
     assert f"{undecided}OED (−1.50)\n" in longer and "- worse: Plain KD" in longer
     assert "L1 norm" not in longer  # its training costs less than that
     assert "- of the better and worse ones, left after Holm's correction for 3 tests: OED\n" in first

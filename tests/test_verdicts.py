@@ -126,3 +126,10 @@ def test_the_seeds_are_not_guessed_from_fewer_than_three_pairs():
     assert "cannot be said" in repr(seeds_needed(None, arm(2.0), 0.24))
     with pytest.raises(ValueError, match="size is 0: it must be above 0"):
         seeds_needed(arm(1.0), arm(2.0), 0)
+
+
+def test_what_may_be_lost_counts_for_new_images_and_for_all_lines_together(monkeypatch):
+    monkeypatch.setattr("bpl.report.verdicts.sources_of", lambda rows: "")
+    near, none = arm(0.1, -0.1, 0.05), arm(0.0, 0.0, 0.0)
+    text = repr(verdict_table([Question("As good", "here", near, none, may_lose=1.0)] * 2, "Claims.", "tab-x"))
+    assert verdicts(text) == [("**holds**", "holds")] * 2

@@ -11,13 +11,12 @@ The loss is returned without a weight: the released code multiplies it by 0.01.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from bpl.partner import partner_blocks
 from bpl.partner_conv import PartnerConv2d
@@ -65,27 +64,32 @@ class _JoinedCosine(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, count: int, *tensors: Tensor) -> Tensor:
-        a, b = tensors[:count], tensors[count:]
-
-        def dot(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> Tensor:
-            return torch.stack([_dot(x, y) for x, y in zip(first, second, strict=True)]).sum()
-
-        square_a, square_b = dot(a, a) + EPSILON, dot(b, b) + EPSILON
-        scale = (square_a * square_b).rsqrt()
-        value = dot(a, b) * scale
-        ctx.save_for_backward(value, scale, square_a, square_b, *tensors)
-        return value
+        parts = _cosine_parts(tensors[:count], tensors[count:])
+        ctx.save_for_backward(*parts, *tensors)
+        return parts[0]
 
     @staticmethod
-    @once_differentiable  # an error where a gradient of this gradient is asked for: there is no graph of it
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         value, scale, square_a, square_b, *tensors = ctx.saved_tensors
         count = len(tensors) // 2
         a, b = tensors[:count], tensors[count:]
+        if torch.is_grad_enabled():  # a gradient of this gradient is wanted: what it is made of has to have a graph too
+            value, scale, square_a, square_b = _cosine_parts(a, b)
         towards, along_a, along_b = grad * scale, -grad * value / square_a, -grad * value / square_b
         grads_a = [torch.addcmul(x * along_a, y, towards) for x, y in zip(a, b, strict=True)]
         grads_b = [torch.addcmul(y * along_b, x, towards) for x, y in zip(a, b, strict=True)]
         return None, *grads_a, *grads_b
+
+
+def _cosine_parts(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of two joined vectors the cosine, 1 / (|a| |b|), |a|^2 and |b|^2."""
+
+    def dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+        return torch.stack([_dot(x, y) for x, y in zip(first, second, strict=True)]).sum()
+
+    square_a, square_b = dot(a, a) + EPSILON, dot(b, b) + EPSILON
+    scale = (square_a * square_b).rsqrt()
+    return dot(a, b) * scale, scale, square_a, square_b
 
 
 def stage_loss(stages: list[list[Pair]], measure: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -180,7 +184,7 @@ def diversity_loss(model: nn.Module, form: str = "stage-cosine") -> Tensor:
             folded in (``folded-*``), or of the branches' outputs (``feature-*``, which need `record_outputs`).
 
     Returns:
-        A scalar tensor, differentiable (the ``stage-*`` forms once), without a weight.
+        A scalar tensor, differentiable, without a weight.
 
     Raises:
         ValueError: the model has no partners, or the form is unknown.

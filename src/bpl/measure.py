@@ -56,7 +56,8 @@ def pass_shapes(shapes: nn.Module, channels: int, image_size: int) -> None:
         raise ValueError(f"image_size is {image_size}: it must be at least 1 pixel")
     dtype = next((parameter.dtype for parameter in shapes.parameters()), None)
     try:
-        shapes(torch.empty(1, channels, image_size, image_size, device="meta", dtype=dtype))
+        with torch.device("meta"):  # what the forward pass makes of numbers has no values either
+            shapes(torch.empty(1, channels, image_size, image_size, dtype=dtype))
     except Exception as error:  # whatever a layer raises on an image that is not its own
         raise ValueError(
             f"{type(shapes).__name__} does not take an image of {channels} x {image_size} x {image_size} by itself: "
