@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -388,3 +389,14 @@ def test_the_command_says_no_more_than_needed():
         RunConfig("ucm", "dense", tier="quick").command()
         == "bpl run --dataset ucm --method dense --tier quick --seed 0"
     )
+
+
+def test_numbers_of_numpy_are_those_of_python():
+    plain = RunConfig("ucm", "bpl", seed=3, epochs=7, ratio=0.7, learning_rate=0.05)
+    theirs = RunConfig(
+        "ucm", "bpl", seed=np.int64(3), epochs=np.uint8(7), ratio=np.float32(0.7), learning_rate=np.float64(0.05)
+    )
+    assert theirs == plain and theirs.identity("real") == plain.identity("real")
+    assert {type(value) for value in theirs.to_dict().values()} <= {str, int, float, type(None)}
+    with pytest.raises(ValueError, match="seed is True: it must be a whole number"):
+        RunConfig("ucm", "bpl", seed=True)

@@ -10,6 +10,7 @@ import os
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -180,9 +181,8 @@ class RunConfig:
     compile: str = "off"
 
     def __post_init__(self) -> None:
-        for name in ("dataset", "data"):
-            if isinstance(getattr(self, name), os.PathLike):
-                object.__setattr__(self, name, os.fspath(getattr(self, name)))  # a record holds plain values only
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
         if isinstance(self.dataset, str) and self.dataset not in ("", *CARDS):
             object.__setattr__(self, "dataset", _one_spelling(self.dataset))
         _one_of("tier", self.tier, tuple(TIERS))
@@ -390,6 +390,15 @@ def _is_there(place: str, is_it: Callable[[Path], bool]) -> bool:
 def _one_of(what: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"unknown {what} {shown(value)}: allowed are {', '.join(allowed)}")
+
+
+def _plain(value: Any) -> Any:
+    """Paths as text, and the numbers of other libraries (NumPy's) as Python's: a record holds plain values only."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(str(value))  # in float32 too 0.7 is 0.7
 
 
 def _is_number(value: Any) -> bool:

@@ -38,14 +38,17 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     return F.cosine_similarity(a, b, dim=-1)  # finite at zero, its gradient too
 
 
-def signed(a: Tensor, b: Tensor) -> Tensor:
+Measure = Callable[[Tensor], Tensor]  # of cosines, entry by entry
+
+
+def signed(cosines: Tensor) -> Tensor:
     """cos + 1, the released measure: 0 for opposite vectors, 1 for orthogonal ones, 2 for equal ones."""
-    return cosine(a, b) + 1
+    return cosines + 1
 
 
-def squared(a: Tensor, b: Tensor) -> Tensor:
+def squared(cosines: Tensor) -> Tensor:
     """cos^2: 0 for orthogonal vectors, 1 for parallel and for opposite ones."""
-    return cosine(a, b).square()
+    return cosines.square()
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
@@ -92,7 +95,7 @@ def _cosine_parts(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, Ten
     return dot(a, b) * scale, scale, square_a, square_b
 
 
-def stage_loss(stages: list[list[Pair]], measure: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def stage_loss(stages: list[list[Pair]], measure: Measure) -> Tensor:
     """Sum over stages of the measure between all originals of a stage as one vector and all its partners as one.
 
     Args:
@@ -103,16 +106,16 @@ def stage_loss(stages: list[list[Pair]], measure: Callable[[Tensor, Tensor], Ten
         A scalar.
     """
     cosines = torch.stack([_JoinedCosine.apply(len(p), *(a for a, _ in p), *(b for _, b in p)) for p in stages])
-    return (cosines + 1 if measure is signed else cosines.square()).sum()
+    return measure(cosines).sum()
 
 
-def layer_loss(stages: list[list[Pair]], measure: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def layer_loss(stages: list[list[Pair]], measure: Measure) -> Tensor:
     """Mean over blocks of the measure between original and partner, each as one vector."""
-    terms = [measure(a.flatten(), b.flatten()) for pairs in stages for a, b in pairs]
-    return torch.stack(terms).mean()
+    cosines = torch.stack([cosine(a.flatten(), b.flatten()) for pairs in stages for a, b in pairs])
+    return measure(cosines).mean()
 
 
-def filter_loss(stages: list[list[Pair]], measure: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def filter_loss(stages: list[list[Pair]], measure: Measure) -> Tensor:
     """Mean over blocks of the mean over live filters of the measure between a filter and its partner's.
 
     A filter that a mask holds at zero has no direction and is left out, so that removing it changes nothing.
@@ -122,7 +125,7 @@ def filter_loss(stages: list[list[Pair]], measure: Callable[[Tensor, Tensor], Te
         for a, b in pairs:
             a, b = a.flatten(1), b.flatten(1)  # (N, D)
             live = (a.detach().abs().sum(1) * b.detach().abs().sum(1)) > 0  # (N,)
-            terms.append((measure(a, b) * live).sum() / live.sum().clamp_min(1))
+            terms.append((measure(cosine(a, b)) * live).sum() / live.sum().clamp_min(1))
     return torch.stack(terms).mean()
 
 
