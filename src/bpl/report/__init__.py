@@ -1,4 +1,4 @@
-"""Tables, figures and sentences made from records; nothing here knows of data, training or networks."""
+"""Tables, figures and sentences made from records and configs; nothing here reads an image or runs a network."""
 
 from bpl.report.claims import Claim, claim
 from bpl.report.courses import at_the_bound, departures, landing, last_values, selection_changes
