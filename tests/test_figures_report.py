@@ -208,7 +208,7 @@ def test_a_curve_of_bpl_always_says_its_weight(drawn) -> None:
 
 def test_a_figure_says_of_a_variant_only_what_is_not_the_default(drawn) -> None:
     shown = names(drawn(report.tradeoff, crowd()))
-    assert {"BPL, no loss", "BPL, no loss, partner acnet", "Narrow, from scratch, epochs 120"} <= shown.keys()
+    assert {"BPL, no loss", "BPL, no loss, acnet partners", "Narrow, from scratch, 120 epochs"} <= shown.keys()
     assert "Narrow, from scratch" in shown
 
 

@@ -83,7 +83,7 @@ def test_the_table_says_of_each_claim_what_its_difference_says(monkeypatch):
 
 def test_verdicts_of_many_lines_are_corrected_for_their_number(monkeypatch):
     monkeypatch.setattr("bpl.report.verdicts.sources_of", lambda rows: "")
-    sure, barely, none = arm(10.0, 10.1, 9.9), arm(1.0, 1.6, 1.3), arm(0.0, 0.0, 0.0)
+    sure, barely, none = arm(10.0, 10.1, 9.9), arm(0.8, 1.3, 1.8), arm(0.0, 0.0, 0.0)
     p = paired_difference(barely.top1, none.top1).p
     assert p < 0.05 < 5 * p
     one = repr(verdict_table([Question("Barely", "here", barely, none)], "Claims.", "tab-x"))

@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING
 
 from bpl.report.claims import Claim
 from bpl.report.display import Drawing, Markdown
-from bpl.report.rows import Row, control, find
+from bpl.report.rows import Row, control, find, said_of
 from bpl.report.sentences import NO_RECORDS
 from bpl.report.style import (
     COLOURS,
     GREY,
     MARKERS,
     End,
+    beside_the_loss,
     colour_of,
     drawing,
     label_at_right,
@@ -202,15 +203,14 @@ def _end(x: float, point: Point) -> End:
 
 def _told_apart(row: Row) -> Row:
     """The row, its variant without what is so by default: a figure has little room for names."""
-    other = {f"{name.replace('_', ' ')} {value}" for name, value in row.knobs.items()}
+    other = {said_of(name, value) for name, value in row.knobs.items()}
     return dataclasses.replace(row, variant=", ".join(part for part in row.variant.split(", ") if part in other))
 
 
 def _look(row: Row) -> tuple[str, str, str]:
     """Colour and marker of a row, and what fills the marker: nothing where it is a variant within its role."""
     colour = colour_of(row)
-    variant = [part for part in _told_apart(row).variant.split(", ") if part and "diversity" not in part]
-    return colour, MARKERS.get(role_of(row), "o"), "white" if variant else colour
+    return colour, MARKERS.get(role_of(row), "o"), "white" if beside_the_loss(_told_apart(row)) else colour
 
 
 def _draw_point(panels: tuple["Axes", ...], x: float, point: Point) -> None:

@@ -287,8 +287,13 @@ def _variant(config: dict[str, Any], others: list[dict[str, Any]]) -> str:
         if name == "diversity_weight":
             parts.append("no diversity loss" if value == 0 else f"diversity weight {value:g}")
         elif value != _UNSAID.get(name):
-            parts.append(_SAID.get(name, f"{name.replace('_', ' ')} {{}}").format(value))
+            parts.append(said_of(name, value))
     return ", ".join(parts)
+
+
+def said_of(name: str, value: Any) -> str:
+    """A knob and its value as they stand in a variant, such as "120 epochs" or "freeze at 0.5"."""
+    return _SAID.get(name, f"{name.replace('_', ' ')} {{}}").format(value)
 
 
 def named_among(rows: list[Row]) -> list[Row]:

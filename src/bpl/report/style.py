@@ -122,8 +122,16 @@ def name_of(row: "Row") -> str:
     said = ["BPL", f"weight {weight:g}" if weight else "no loss"]
     if weight:
         said.append(_FORMS.get(form, form))
-    said += [part for part in row.variant.split(", ") if "diversity" not in part]
-    return ", ".join(part for part in said if part)
+    return ", ".join(part for part in [*said, *beside_the_loss(row)] if part)
+
+
+def beside_the_loss(row: "Row") -> list[str]:
+    """The parts of a row's variant but for those that say its diversity loss.
+
+    Args:
+        row: the row.
+    """
+    return [part for part in row.variant.split(", ") if part and not ("diversity" in part or part.startswith("form "))]
 
 
 def new_axes(height: float = 4.2, width: float = 6.4) -> tuple["Figure", "Axes"]:
