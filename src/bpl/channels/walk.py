@@ -175,8 +175,9 @@ class Walk:
             return self._module(node, self.modules[node.target], inputs)
         return self._call(node, inputs, values)
 
-    def _unknown(self, what: str, inputs: list[_Value]) -> _Value:
-        self._freeze(inputs, f"{what} reads it, and what that does to single channels is not known")
+    def _unknown(self, what: str, inputs: list[_Value], does: str = "") -> _Value:
+        does = does or "reads it, and what that does to single channels is not known"
+        self._freeze(inputs, f"{what} {does}")
         return _Value(self.sets.new(0, f"{what} produces it"), False, max((v.stride for v in inputs), default=1))
 
     def _unknown_reader(self, what: str, name: str, inputs: list[_Value]) -> _Value:
@@ -319,20 +320,18 @@ class Walk:
 
     def _combine(self, node: fx.Node, inputs: list[_Value], values: dict[fx.Node, _Value]) -> _Value:
         added = node.target in ADDITIONS
-        stride = max(value.stride for value in inputs)
         if len(inputs) == 1:  # with a number or with itself: a sum with a number other than 0 is not 0
             operands = (*node.args, *node.kwargs.values())
             neutral = all(x in values if isinstance(x, fx.Node) else is_number(x) and x == 0 for x in operands)
             return replace(inputs[0], zero=inputs[0].zero and (neutral or not added))
         if len(inputs) != 2:
-            self._freeze(inputs, f"{node.name!r} combines {len(inputs)} maps")
-            return _Value(self.sets.new(0, f"{node.name!r} produces it"), False, stride)
+            return self._unknown(f"{node.name!r}", inputs, f"combines {len(inputs)} maps")
         one, other = inputs
         if one.rank != other.rank:
-            self._freeze(inputs, f"{node.name!r} combines maps of different numbers of dimensions")
-            return _Value(self.sets.new(0, f"{node.name!r} produces it"), False, stride, max(one.rank, other.rank))
+            unknown = self._unknown(f"{node.name!r}", inputs, "combines maps of different numbers of dimensions")
+            return replace(unknown, rank=max(one.rank, other.rank))
         apart = self.sets.find(one.channels) is not self.sets.find(other.channels)
         channels = self.sets.merge(one.channels, other.channels)
         channels.tied |= added and apart
         zero = (one.zero and other.zero) if added else (one.zero or other.zero)
-        return _Value(channels, zero, stride, one.rank)
+        return _Value(channels, zero, max(one.stride, other.stride), one.rank)

@@ -1,8 +1,4 @@
-"""Which filters go, how they are held at zero, how they are removed for good.
-
-criteria     scores of filters       masks    how many and which of each layer stay
-mask_holder  held at exactly zero    slim     removed: a smaller network of the same function
-"""
+"""Which filters go (criteria, masks), how they are held at zero (mask_holder), how they are removed for good (slim)."""
 
 from bpl.pruning.applied import apply_masks
 from bpl.pruning.criteria import CRITERIA

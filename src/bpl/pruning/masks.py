@@ -246,8 +246,12 @@ def _check_names(graph: ChannelGraph, widths: Mapping[str, int]) -> None:
     if not isinstance(widths, Mapping):
         raise ValueError(f"the widths are {shown(widths)}: they must be a number of filters for a conv's name")
     for name in widths:
-        if name not in graph.of_conv:
-            raise ValueError(f"no convolution is called {shown(name)}: the model's are {', '.join(graph.of_conv)}")
+        _check_is_conv(graph, name)
+
+
+def _check_is_conv(graph: ChannelGraph, name: str) -> None:
+    if name not in graph.of_conv:
+        raise ValueError(f"no convolution is called {shown(name)}: the model's are {', '.join(graph.of_conv)}")
 
 
 def _given_width(channels: Channels, widths: Mapping[str, int]) -> int:
@@ -274,8 +278,7 @@ def check_masks(graph: ChannelGraph, masks: dict[str, Tensor]) -> None:
                 f"convolution {name!r} cannot be masked: the forward pass, as far as it was traced, does "
                 "not use it" + graph.what_is_closed()
             )
-        if name not in graph.of_conv:
-            raise ValueError(f"no convolution is called {name!r}: the model's are {', '.join(graph.of_conv)}")
+        _check_is_conv(graph, name)
         filters = graph.of_conv[name].size
         what = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != (filters,):

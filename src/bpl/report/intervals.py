@@ -8,7 +8,7 @@ from bpl.report.rows import Row
 from bpl.report.sentences import NO_RECORDS, difference, seeds
 from bpl.report.statistics import CONFIDENCE, left_together
 from bpl.report.style import GREY, colour_of, drawing, new_axes
-from bpl.report.tables import MISSING, TRAINING, numbered_table, sources_of
+from bpl.report.tables import MISSING, TRAINING, numbered_table, sources_of, training_cost
 
 Pair = tuple[str, Row | None, Row | None]
 
@@ -26,9 +26,9 @@ def contrasts(pairs: Sequence[Pair]) -> Markdown:
     Returns:
         Markdown; a pair without runs at common seeds says so.
     """
-    items, tested, significant = [], {}, []
+    items, tested, significant, among = [], {}, [], _rows_of(pairs)
     for number, (question, row, other) in enumerate(pairs, 1):
-        value = None if row is None else row.difference(other, among=_rows_of(pairs))
+        value = None if row is None else row.difference(other, among=among)
         if value is None:
             said = "Not recorded yet"
         elif value.low is None:
@@ -118,9 +118,9 @@ def difference_table(pairs: Sequence[Pair], caption: str, name: str, dense: Row 
     recorded = [(label, row, other) for label, row, other in pairs if row is not None]
     if not recorded:
         return Markdown("No run of this table is recorded yet.")
-    lines = []
+    lines, among = [], _rows_of(pairs)
     for label, row, other in recorded:
-        value = row.difference(other, among=_rows_of(pairs))
+        value = row.difference(other, among=among)
         cells = [MISSING, MISSING]
         if value is not None:
             cells = [with_interval(value), MISSING if value.p is None else p_value(value.p)]
@@ -136,7 +136,7 @@ def difference_table(pairs: Sequence[Pair], caption: str, name: str, dense: Row 
     if dense is not None:
         header.append(TRAINING)
         for line, (_, row, _) in zip(lines, recorded, strict=True):
-            line.append(f"{row.training_macs / dense.training_macs:.2f}")
+            line.append(training_cost(row, dense))
     rows = list({id(row): row for _, row, _ in recorded}.values())
     return Markdown(f"{numbered_table(header, lines, caption, name)}\n\n{sources_of(rows)}")
 
@@ -145,15 +145,15 @@ def difference_chart(pairs: Sequence[Pair], against: str) -> Drawing | Markdown:
     """Mean differences with their 95 % t intervals, one line an arm.
 
     Args:
-        pairs: the arm's name, the arm and its control; arms without two seeds in common are left out.
+        pairs: the arm's name, the arm and its control; arms without three seeds in common are left out.
         against: what the control is, for the axis.
 
     Returns:
         The figure; one sentence where nothing can be drawn.
     """
-    drawn = []
+    drawn, among = [], _rows_of(pairs)
     for label, row, other in pairs:
-        value = None if row is None else row.difference(other, among=_rows_of(pairs))
+        value = None if row is None else row.difference(other, among=among)
         if value is not None and value.low is not None:
             drawn.append((f"{label} (n = {value.n})", value, colour_of(row)))
     if not drawn:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bpl.config import RunConfig
+from bpl.defaults import USUAL
 from bpl.records import Record, full_config, iterate_records, load_record, record_path, wanted_values
 from bpl.report.statistics import Difference, Summary, paired_difference, scatter_of, summarise
 
@@ -35,7 +36,7 @@ _PROTOCOL = (
     "epochs", "stored_size", "batch_size", "schedule", "learning_rate", "momentum", "weight_decay", "label_smoothing",
     "augmentation", "precision",
 )  # fmt: skip
-_UNSAID = {"diversity_form": "stage-cosine", "partner": "same"}  # the paper's own: only what departs from it is said
+_UNSAID = {name: USUAL[name] for name in ("diversity_form", "partner")}  # only what departs from the paper's is said
 _SAID = {"arch": "{}", "epochs": "{} epochs", "diversity_form": "form {}", "partner": "{} partners"}
 _COUNTS = ("train", "validation", "test")  # images of each part, as a record has them
 

@@ -38,7 +38,7 @@ def accuracy_table(
         "Against dense, points": [_difference(rows, row, control(rows, row, "dense")) for row in rows],
         "n": [str(row.accuracy.n) for row in rows],
         "MACs, %": [percent_change(-row.macs_reduction) for row in rows],
-        TRAINING: [_training(rows, row) for row in rows],
+        TRAINING: [training_cost(row, find(rows, "dense")) for row in rows],
         "Top-1, bootstrap": [interval(row.accuracy.low, row.accuracy.high) for row in rows],
     }
     if not training:
@@ -62,7 +62,7 @@ def cost_table(rows: list[Row], caption: str, name: str, *, sources: bool = True
         "Method": [row.label for row in rows],
         "Ratio": [_ratio(row) for row in rows],
         "Parameters, %": [percent_change(-row.params_reduction) for row in rows],
-        TRAINING: [_training(rows, row) for row in rows],
+        TRAINING: [training_cost(row, find(rows, "dense")) for row in rows],
         "Last epoch": [spread(row.last_epoch) for row in rows],
         "Best validation": [spread(row.summary("test_at_best_validation")) for row in rows],
         "Best test": [spread(row.summary("best_test")) for row in rows],
@@ -100,9 +100,13 @@ def _provenance(rows: list[Row]) -> str:
     )
 
 
-def _training(rows: list[Row], row: Row) -> str:
-    """Multiply-accumulates of the row's training, however long it was, as a multiple of the dense network's."""
-    dense = find(rows, "dense")
+def training_cost(row: Row, dense: Row | None) -> str:
+    """Multiply-accumulates of a row's training, however long it was, as a multiple of the dense network's.
+
+    Args:
+        row: the row.
+        dense: the dense network's; None where it is not recorded.
+    """
     return MISSING if dense is None else f"{row.training_macs / dense.training_macs:.2f}"
 
 
