@@ -416,6 +416,17 @@ def test_a_knob_of_another_method_is_said_to_be_left_out(bpl, tree):
     assert said == "bpl: dense does not read --ratio: left out\n"
 
 
+def test_a_knob_that_another_leaves_without_effect_is_said_to_be_left_out(bpl, tree):
+    words = ["run", "--dataset", tree, "--method", "bpl", *WORDS, "--quiet", "--diversity-weight", 0]
+    code, out, said = bpl(*words, "--diversity-form", "layer-squared", "--mask-every", 3)
+    assert (code, said) == (
+        0,
+        "bpl: bpl does not read --mask-every (with --mask hard), --diversity-form (with --diversity-weight 0.0): left "
+        "out\n",
+    )
+    assert bpl(*words) == (0, out, "")
+
+
 def test_run_help_names_every_field_of_a_config(bpl):
     import dataclasses
 

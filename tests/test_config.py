@@ -189,6 +189,7 @@ def test_every_field_is_either_part_of_the_identity_or_known_not_to_be():
 def test_the_identity_changes_with_the_field(field):
     readers = ONLY_FOR.get(field, ("bpl",))
     base = {"dataset": "ucm", "method": "bpl" if "bpl" in readers else readers[0]}
+    base |= {"mask": "soft"} if field == "mask_every" else {}  # a mask that is ranked once does not read it
     assert RunConfig(**base | {field: OTHER[field]}).identity("real") != RunConfig(**base).identity("real")
 
 
@@ -340,6 +341,39 @@ def test_a_ratio_that_is_not_read_makes_no_other_run(method, knobs, ratio):
     assert parsed(one.command()) == one
     read = {"method": "compact_kd", "sparsity": 0.0}  # cut to the ratio's cost all the same
     assert RunConfig("ucm", ratio=0.5, **read) != RunConfig("ucm", ratio=0.9, **read)
+
+
+@pytest.mark.parametrize(
+    ("method", "knobs", "idle"),
+    [
+        ("bpl", {}, {"mask_every": 5}),  # its mask is hard
+        ("sfp", {"mask": "hard"}, {"mask_every": 5}),
+        ("bpl", {"diversity_weight": 0.0}, {"diversity_form": "folded-squared"}),
+        ("fcs_mlft", {"criterion": "kernel-norm"}, {"samples": 7, "bins": 3}),
+        ("fcs_mlft", {"criterion": "feature-norm"}, {"bins": 3}),
+        ("fcs_mlft", {"fine_tune": "tft"}, {"temperature": 9.0, "distill_weight": 3.0}),
+    ],
+)
+def test_a_knob_that_another_leaves_without_effect_makes_no_other_run(method, knobs, idle):
+    plain = RunConfig("ucm", method, **knobs)
+    assert RunConfig("ucm", method, **knobs, **idle) == plain
+    assert parsed(plain.command()) == plain
+
+
+@pytest.mark.parametrize(
+    ("method", "knobs", "read"),
+    [
+        ("sfp", {}, {"mask_every": 5}),
+        ("bpl", {"mask": "leaking"}, {"mask_every": 5}),
+        ("bpl", {"diversity_weight": 1e-9}, {"diversity_form": "folded-squared"}),
+        ("fcs_mlft", {"criterion": "feature-norm"}, {"samples": 7}),
+        ("fcs_mlft", {}, {"bins": 3}),
+        ("fcs_mlft", {}, {"temperature": 9.0}),
+        ("kd", {}, {"temperature": 9.0}),
+    ],
+)
+def test_a_knob_that_is_read_makes_another_run(method, knobs, read):
+    assert RunConfig("ucm", method, **knobs, **read) != RunConfig("ucm", method, **knobs)
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ ROLES = {
     "Dense": {"method": "dense"},
     "Narrow, from scratch": {"method": "scratch"},
     "BPL, no loss": {"method": "bpl", "diversity_weight": 0.0},
-    "BPL, weight 1": {"method": "bpl"},
-    "BPL, weight 1, orthogonal": {"method": "bpl", "diversity_form": "stage-squared"},
+    "BPL, weight 1": {"method": "bpl", "diversity_weight": 1.0},
+    "BPL, weight 1, orthogonal": {"method": "bpl", "diversity_weight": 1.0, "diversity_form": "stage-squared"},
 }
 
 
@@ -194,7 +194,7 @@ def test_weights_of_the_loss_are_shades_and_styles_of_one_colour(drawn) -> None:
     light = [lab(channels(shade))[0] for shade in shades]
     assert light == sorted(light, reverse=True) and len(set(shades)) == 4 and shades[2] == COLOURS["bpl"]
     styles = [line.get_linestyle() for line in axes.lines if len(line.get_xdata()) == 3]
-    assert len(set(styles)) == 4 and styles[2] == "-"
+    assert len(set(styles)) == 4 and styles[0] == "-"  # of the default weight
 
 
 # -- names of arms --------------------------------------------------------------------------------------------------

@@ -259,9 +259,9 @@ def test_rows_are_named_by_what_sets_them_apart(results: Path) -> None:
         ("SFP", 0.5, [0, 1, 2]),
         ("Narrow, from scratch", 0.7, [0, 1, 2]),
         ("BPL, no diversity loss", 0.7, [0, 1, 2]),
-        ("BPL, diversity weight 1", 0.7, [0, 1, 2]),
+        ("BPL, diversity weight 0.01", 0.7, [0, 1, 2]),
     ]
-    assert report.find(rows, "bpl", 0.7).label == "BPL, diversity weight 1"
+    assert report.find(rows, "bpl", 0.7).label == "BPL, diversity weight 0.01"
     assert report.find(rows, "bpl", 0.5) is None
     assert report.control(rows, rows[3], "scratch") is rows[2]
     assert report.control(rows, rows[1], "scratch") is None
@@ -355,13 +355,13 @@ def test_the_paper_states_what_is_cited_and_nothing_else() -> None:
 def test_recorded_rows_are_those_of_the_campaign_only(results: Path) -> None:
     campaign = [RunConfig(dataset="ucm", method="bpl", ratio=0.7, seed=seed) for seed in range(5)]
     (row,) = report.recorded(campaign + [dataclasses.replace(run, device="cpu") for run in campaign])  # spelt twice
-    assert (row.method, row.seeds, row.config["diversity_weight"]) == ("bpl", [0, 1, 2], 1.0)
+    assert (row.method, row.seeds, row.config["diversity_weight"]) == ("bpl", [0, 1, 2], 0.01)
     assert report.recorded([RunConfig(dataset="aid", method="bpl")]) == []
 
 
 def test_select_takes_what_is_not_named_for_the_default(results: Path) -> None:
     rows = report.collect()
-    assert report.select(rows, method="bpl", ratio=0.7).config["diversity_weight"] == 1.0
+    assert report.select(rows, method="bpl", ratio=0.7).config["diversity_weight"] == 0.01
     assert report.select(rows, method="bpl", ratio=0.7, diversity_weight=0).config["diversity_weight"] == 0.0
     assert report.select(rows, method="bpl", ratio=0.5) is None
     with pytest.raises(ValueError, match="unknown key 'strength'"):
@@ -508,7 +508,7 @@ def test_find_prefers_the_methods_own_settings_whatever_the_training(results: Pa
         save_record(make_record(config, 70.0), record_path(config, "real", results))
     rows = report.collect(dataset="aid")
     assert [row.is_default for row in rows] == [False, False]
-    assert report.find(rows, "bpl", 0.7).config["diversity_weight"] == 1.0
+    assert report.find(rows, "bpl", 0.7).config["diversity_weight"] == 0.01
 
 
 def test_an_aim_is_met_by_the_mean_or_not(results: Path) -> None:
@@ -531,7 +531,7 @@ def test_rows_of_a_part_are_named_by_what_sets_them_apart_there(results: Path) -
     assert [row.variant for row in named_among([with_loss])] == [""]
     assert [row.variant for row in named_among([without])] == ["no diversity loss"]  # never plain "BPL"
     both = named_among([without, with_loss])
-    assert [row.variant for row in both] == ["no diversity loss", "diversity weight 1"]
+    assert [row.variant for row in both] == ["no diversity loss", "diversity weight 0.01"]
     assert [row.records for row in both] == [without.records, with_loss.records]
 
 
@@ -542,12 +542,12 @@ def test_forms_of_the_loss_are_told_apart_and_held_against_none(results: Path) -
     rows = report.collect(dataset="ucm", source="real")
     assert [row.variant for row in rows if row.method == "bpl"] == [
         "no diversity loss",  # of no form: the loss is not there
-        "diversity weight 1",  # of the released form
-        "diversity weight 1, form layer-squared",
+        "diversity weight 0.01",  # of the released form
+        "diversity weight 0.01, form layer-squared",
     ]
     said = repr(report.diversity(rows)).splitlines()
     assert [line.split(":")[0] for line in said] == [
-        "- Ratio 0.7, diversity weight 1, form stage-cosine",
-        "- Ratio 0.7, diversity weight 1, form layer-squared",
+        "- Ratio 0.7, diversity weight 0.01, form stage-cosine",
+        "- Ratio 0.7, diversity weight 0.01, form layer-squared",
     ]
     assert "undecided" in said[0] and "better than BPL without" in said[1]

@@ -22,6 +22,7 @@ from bpl.defaults import (
     CRITERIA_OF,
     DEVICES,
     FINE_TUNES,
+    IDLE,
     KERNEL_NORMS,
     LARGEST_SEED,
     MASKS,
@@ -219,6 +220,9 @@ class RunConfig:
         if self.method == "oed" and self.sparsity is not None:
             object.__setattr__(self, "ratio", 0.0)  # the strength alone decides what goes
         self._check()
+        for name, (other, values) in IDLE.items():
+            if getattr(self, other) in values:
+                object.__setattr__(self, name, filled[name])
         for name in _FLOATS:  # 0 and 0.0 are one run
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else float(value) + 0.0)  # and so is -0.0

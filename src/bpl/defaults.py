@@ -30,26 +30,27 @@ TIERS: dict[str, dict[str, Any]] = {
     "quick": {
         "arch": "resnet18", "width": 16, "image_size": 64, "epochs": 20, "batch_size": 32, "schedule": "one-cycle",
         "learning_rate": 0.05, "weight_decay": 5e-4, "label_smoothing": 0.1, "augmentation": "nadir",
-        "stored_size": 96, "precision": "bf16", "diversity_weight": 1.0,
+        "stored_size": 96, "precision": "bf16",
     },
     # the recorded tables without a GPU: minutes a run
     "cpu": {
         "arch": "resnet18", "width": 32, "image_size": 64, "epochs": 60, "batch_size": 32, "schedule": "one-cycle",
         "learning_rate": 0.05, "weight_decay": 5e-4, "label_smoothing": 0.1, "augmentation": "nadir",
-        "stored_size": 96, "precision": "bf16", "diversity_weight": 1.0,
+        "stored_size": 96, "precision": "bf16",
     },
-    # the paper's own scale, with the released code's schedule and weight of the diversity loss
+    # the paper's own scale, with the released code's schedule
     "paper": {
         "arch": "resnet50", "width": None, "image_size": 256, "epochs": 300, "batch_size": 64, "schedule": "released",
         "learning_rate": 1e-3, "weight_decay": 1e-4, "label_smoothing": 0.0, "augmentation": "released",
-        "stored_size": 256, "precision": "bf16", "diversity_weight": 0.01,
+        "stored_size": 256, "precision": "bf16",
     },
 }  # fmt: skip
 
 # What a method fills in where the config says None. freeze_at is a share of the epochs, at least one epoch: BPL's masks
-# are ranked once, after a hundredth of the epochs, early as the released code's are in effect.
+# are ranked once, after a hundredth of the epochs, early as the released code's are in effect, and the weight of its
+# loss is the released code's.
 _PRUNING: dict[str, dict[str, Any]] = {
-    "bpl": {"criterion": "l2", "mask": "hard", "freeze_at": 0.01},
+    "bpl": {"criterion": "l2", "mask": "hard", "freeze_at": 0.01, "diversity_weight": 0.01},
     "l1": {"criterion": "l1", "mask": "hard", "freeze_at": 0.5},
     "random": {"criterion": "random", "mask": "hard", "freeze_at": 0.5},
     "sfp": {"criterion": "l2", "mask": "soft", "freeze_at": 0.5},
@@ -104,6 +105,17 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
     "fine_tune": ("fcs_mlft",),
     "rho": ("ddsl",),
     "strengths": ("ddsl",),
+}
+
+# Fields that one value of another field leaves without effect: the field, and its values. They are then set to what a
+# config gets that does not name them, so that they do not split one run into two.
+IDLE: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "mask_every": ("mask", ("hard",)),
+    "diversity_form": ("diversity_weight", (0,)),
+    "samples": ("criterion", ("kernel-norm",)),
+    "bins": ("criterion", ("kernel-norm", "feature-norm")),
+    "distill_weight": ("fine_tune", ("tft",)),
+    "temperature": ("fine_tune", ("tft",)),
 }
 
 # What every method starts from where a config says None; a config that says so and one that says nothing are one run.

@@ -55,9 +55,8 @@ class Run:
             raise ValueError(f"--beside is {self.beside}: it must be at least 1")
         config = RunConfig(**dataclasses.asdict(self.config))
         given = {f.name for f in dataclasses.fields(_Fields) if getattr(self.config, f.name) != f.default}
-        if rank() == 0 and (names := unread(given, config.method)):
-            options = ", ".join(f"--{name.replace('_', '-')}" for name in names)
-            say(f"{config.method} does not read {options}: left out")
+        if rank() == 0 and (options := unread(given, config)):
+            say(f"{config.method} does not read {', '.join(options)}: left out")
         stop_at = None if self.time_budget is None else time.monotonic() + seconds_of(self.time_budget)
         with on_sigterm() as ending:
 

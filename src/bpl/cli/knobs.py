@@ -3,21 +3,32 @@
 import re
 from collections.abc import Collection
 
-from bpl.defaults import METHODS, ONLY_FOR
+from bpl.config import RunConfig
+from bpl.defaults import IDLE, METHODS, ONLY_FOR
 
 
-def unread(given: Collection[str], method: str) -> list[str]:
-    """The knobs that were given and change nothing.
+def unread(given: Collection[str], config: RunConfig) -> list[str]:
+    """The options that were given and change nothing.
 
     Args:
         given: names of fields of the config that were given.
-        method: the run's method.
+        config: the run.
 
     Returns:
-        Those that the method does not read.
+        Those that the method does not read, and those that another option's value leaves without effect, with it.
     """
-    ratio = ["ratio"] if method == "dense" and "ratio" in given else []  # nothing is removed from it
-    return [name for name in ONLY_FOR if name in given and method not in ONLY_FOR[name]] + ratio
+    never = [name for name in ONLY_FOR if name in given and config.method not in ONLY_FOR[name]]
+    never += ["ratio"] if config.method == "dense" and "ratio" in given else []  # nothing is removed from it
+    idle = {
+        name: f" (with {_option(other)} {getattr(config, other)})"
+        for name, (other, values) in IDLE.items()
+        if name in given and getattr(config, other) in values
+    }
+    return [_option(name) for name in never] + [_option(name) + why for name, why in idle.items()]
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def with_readers(text: str) -> str:

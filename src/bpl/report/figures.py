@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from bpl.report.claims import Claim
 from bpl.report.display import Drawing, Markdown
-from bpl.report.rows import Row, control, find, said_of
+from bpl.report.rows import Row, control, find
 from bpl.report.sentences import NO_RECORDS
 from bpl.report.style import (
     COLOURS,
@@ -202,9 +202,8 @@ def _end(x: float, point: Point) -> End:
 
 
 def _told_apart(row: Row) -> Row:
-    """The row, its variant without what is so by default: a figure has little room for names."""
-    other = {said_of(name, value) for name, value in row.knobs.items()}
-    return dataclasses.replace(row, variant=", ".join(part for part in row.variant.split(", ") if part in other))
+    """The row, without the words for what is so by default: a figure has little room for names."""
+    return dataclasses.replace(row, said={knob: words for knob, words in row.said.items() if knob in row.knobs})
 
 
 def _look(row: Row) -> tuple[str, str, str]:

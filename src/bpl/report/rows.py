@@ -51,12 +51,12 @@ class Row:
 
     Attributes:
         config: the config's fields, those that may differ within a row left out.
-        variant: what sets it apart from other rows of its method, such as "diversity weight 0.01"; may be empty.
+        said: what sets it apart from other rows of its method: knobs, each in words, such as "diversity weight 0.01".
         records: one record a seed, in the order of the seeds.
     """
 
     config: dict[str, Any]
-    variant: str
+    said: dict[str, str]
     records: tuple[Record, ...]
 
     @property
@@ -70,10 +70,14 @@ class Row:
         return self.config["ratio"]
 
     @property
+    def variant(self) -> str:
+        """What sets it apart from other rows of its method, in words; may be empty."""
+        return ", ".join(self.said.values())
+
+    @property
     def label(self) -> str:
         """Method and variant, for readers."""
-        name = LABELS.get(self.method, self.method)
-        return f"{name}, {self.variant}" if self.variant else name
+        return ", ".join([LABELS.get(self.method, self.method), *self.said.values()])
 
     @property
     def source(self) -> str:
@@ -265,7 +269,7 @@ def group(records: Iterable[Record]) -> list[Row]:
                 f"the seeds of target {config['target']} are networks of different widths, so they are no one row: the "
                 "widths were measured more than once; make all seeds on one machine with one work folder"
             )
-        rows.append(Row(config, _variant(config, same_method), ordered))
+        rows.append(Row(config, _apart(config, same_method), ordered))
     methods = list(LABELS)
 
     def place(row: Row) -> tuple:
@@ -275,9 +279,9 @@ def group(records: Iterable[Record]) -> list[Row]:
     return sorted(rows, key=place)
 
 
-def _variant(config: dict[str, Any], others: list[dict[str, Any]]) -> str:
-    """What sets a config apart from others of its method, the ratio aside."""
-    parts = []
+def _apart(config: dict[str, Any], others: list[dict[str, Any]]) -> dict[str, str]:
+    """The knobs that set a config apart from others of its method, the ratio aside, each with its words."""
+    said = {}
     for name, value in config.items():
         shared = len({other[name] for other in others}) == 1
         without_loss = name == "diversity_weight" and value == 0  # BPL without its loss is never plain "BPL"
@@ -286,15 +290,10 @@ def _variant(config: dict[str, Any], others: list[dict[str, Any]]) -> str:
         if name == "diversity_form" and config["diversity_weight"] == 0:  # of a loss that is not there
             continue
         if name == "diversity_weight":
-            parts.append("no diversity loss" if value == 0 else f"diversity weight {value:g}")
+            said[name] = "no diversity loss" if value == 0 else f"diversity weight {value:g}"
         elif value != _UNSAID.get(name):
-            parts.append(said_of(name, value))
-    return ", ".join(parts)
-
-
-def said_of(name: str, value: Any) -> str:
-    """A knob and its value as they stand in a variant, such as "120 epochs" or "freeze at 0.5"."""
-    return _SAID.get(name, f"{name.replace('_', ' ')} {{}}").format(value)
+            said[name] = _SAID.get(name, f"{name.replace('_', ' ')} {{}}").format(value)
+    return said
 
 
 def named_among(rows: list[Row]) -> list[Row]:
@@ -308,9 +307,7 @@ def named_among(rows: list[Row]) -> list[Row]:
     """
     configs = [row.config for row in rows]
     return [
-        dataclasses.replace(
-            row, variant=_variant(row.config, [other for other in configs if other["method"] == row.method])
-        )
+        dataclasses.replace(row, said=_apart(row.config, [other for other in configs if other["method"] == row.method]))
         for row in rows
     ]
 

@@ -1,8 +1,5 @@
 """Sentences whose numbers come from records, so that no result is typed into prose."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from bpl.report.claims import Claim
 from bpl.report.display import Markdown
 from bpl.report.numbers import NBSP, p_value, percent_change, points, spread, with_interval
@@ -43,19 +40,17 @@ def verdict(value: Difference | None, other: str) -> str:
     return f"{difference(value)} against {other}: {'better' if value.mean > 0 else 'worse'} than {other}"
 
 
-def answer(rows: list[Row], method: str = "bpl", **knobs: Any) -> Markdown:
+def answer(rows: list[Row], method: str = "bpl") -> Markdown:
     """The page's result: what was run, then one item a ratio, that of the most seeds first, then the strongest.
 
     Args:
         rows: the recorded rows of the page's table.
-        method: the method the page is about.
-        **knobs: config fields with which the method is judged, such as the paper's own.
+        method: the method the page is about; it is judged with its default settings where they are recorded.
 
     Returns:
         Markdown; one sentence where nothing is recorded.
     """
-    arms = _with(rows, method, knobs)
-    of_ratio = {row.ratio: find(arms, method, row.ratio) for row in arms}
+    of_ratio = {row.ratio: find(rows, method, row.ratio) for row in rows if row.method == method}
     if not of_ratio:
         return Markdown(NO_RECORDS)
     sentences = [_network(rows)]
@@ -220,15 +215,14 @@ def diversity(rows: list[Row]) -> Markdown:
     return Markdown("\n".join(items) or "BPL with and without the diversity loss is not recorded yet.")
 
 
-def beside_claim(rows: list[Row], claim: Claim, ratio: float = 0.7, method: str = "bpl", **knobs: Any) -> Markdown:
+def beside_claim(rows: list[Row], claim: Claim, ratio: float = 0.7, method: str = "bpl") -> Markdown:
     """The paper's claim beside what our runs can say about it.
 
     Args:
         rows: the recorded rows of the page's table.
         claim: the paper's claim.
         ratio: the pruning ratio that the claim belongs to.
-        method: the paper's method.
-        **knobs: config fields with which the method is judged, such as the paper's own.
+        method: the paper's method; it is judged with its default settings where they are recorded.
 
     Returns:
         Markdown.
@@ -237,7 +231,7 @@ def beside_claim(rows: list[Row], claim: Claim, ratio: float = 0.7, method: str 
         f"The paper states, in its {claim.source}, for {claim.network}: {percent_change(-claim.flops_reduction)} % "
         f"FLOPs at a loss of {claim.accuracy_loss:g} points of accuracy."
     )
-    row = find(_with(rows, method, knobs), method, ratio)
+    row = find(rows, method, ratio)
     if row is None:
         return Markdown(f"{stated} {NO_RECORDS}")
     images = row.records[0].data["test"]
@@ -266,11 +260,6 @@ def beside_claim(rows: list[Row], claim: Claim, ratio: float = 0.7, method: str 
             f"{claim.network}, is neither confirmed nor refuted by it."
         )
     return Markdown(" ".join(parts))
-
-
-def _with(rows: list[Row], method: str, knobs: Mapping[str, Any]) -> list[Row]:
-    """The rows of a method whose config has these values."""
-    return [row for row in rows if row.method == method and knobs.items() <= row.config.items()]
 
 
 def _network_name(row: Row) -> str:

@@ -114,7 +114,7 @@ def name_of(row: "Row") -> str:
     """The row's name in a figure: short, and for BPL always with the weight of its loss.
 
     Args:
-        row: the row, its variant being what the name is to say besides.
+        row: the row, whose words but those of the loss the name says besides.
     """
     if row.method != "bpl":
         return row.label
@@ -126,12 +126,12 @@ def name_of(row: "Row") -> str:
 
 
 def beside_the_loss(row: "Row") -> list[str]:
-    """The parts of a row's variant but for those that say its diversity loss.
+    """What sets a row apart, in words, but for its diversity loss.
 
     Args:
         row: the row.
     """
-    return [part for part in row.variant.split(", ") if part and not ("diversity" in part or part.startswith("form "))]
+    return [words for knob, words in row.said.items() if knob not in ("diversity_weight", "diversity_form")]
 
 
 def new_axes(height: float = 4.2, width: float = 6.4) -> tuple["Figure", "Axes"]:
