@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,6 +80,17 @@ def test_run_says_what_the_row_of_the_table_says(bpl, tree):
     assert f"top-1 test {row.test:.2f} %" in out
     assert f"({-row.macs_reduction:+.2f} %)" in out
     assert f"({-row.params_reduction:+.2f} %)" in out
+
+
+def test_run_says_the_mean_over_classes_where_they_have_unequally_many_images(bpl, tree, tmp_path):
+    unequal = shutil.copytree(tree, tmp_path / "unequal")
+    first, *_ = sorted(unequal.iterdir())
+    for file in sorted(first.iterdir())[10:]:
+        file.unlink()
+    out = bpl("run", "--dataset", unequal, "--method", "dense", "--quiet", *WORDS)[1]
+    (row,) = load_records().itertuples()
+    assert row.test != row.mean_per_class and f"mean over classes {row.mean_per_class:.2f} %" in out
+    assert "mean over classes" not in bpl("run", "--dataset", tree, "--method", "dense", "--quiet", *WORDS)[1]
 
 
 def test_run_takes_folders_and_repeats_when_asked(bpl, tree, tmp_path):

@@ -106,6 +106,17 @@ def test_a_paper_is_judged_at_the_weight_of_its_released_code() -> None:
     assert "No run is recorded" in repr(report.beside_claim(rows, report.claim("bpl", "ucm"), 0.5))
 
 
+def test_the_mean_over_classes_stands_where_all_have_it_and_it_says_something_else() -> None:
+    def table(*means: float | None) -> str:
+        records = [record for row in (row_of("dense", (70.0,)), row_of("bpl", (60.0,))) for record in row.records]
+        for record, mean in zip(records, means, strict=True):
+            record.accuracy.update({} if mean is None else {"mean_per_class": mean})
+        return repr(report.accuracy_table(report.group(records), "Accuracy.", "tab-a", sources=False))
+
+    assert "| Mean per class, % |" in table(66.5, 60.0) and "| 66.50 |" in table(66.5, 60.0)
+    assert all("per class" not in table(*means) for means in ((70.0, 60.0), (66.5, None), (None, None)))
+
+
 def test_the_masked_network_is_shown_at_its_worst_seed() -> None:
     records = [make_record(RunConfig(dataset="ucm", method="bpl", ratio=0.7, seed=seed), 70.0) for seed in range(2)]
     records[1] = dataclasses.replace(records[1], equivalence={"relative_error": 0.25, "same_top1": 0.5})

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas
 import pytest
+import torch
 from PIL import Image
 from support import (  # noqa: F401
     files_below,
@@ -41,7 +42,7 @@ from bpl.records import (
     source_digest,
 )
 from bpl.run import run
-from bpl.train import Stopped, predict, top1
+from bpl.train import Stopped, mean_per_class, predict, top1
 
 pytestmark = pytest.mark.usefixtures("places", "no_stopwatch")
 
@@ -240,6 +241,23 @@ def test_a_split_without_validation_part_leaves_those_accuracies_open(tree):
     assert record.accuracy["test_at_best_validation"] is None
     assert record.accuracy["best_test_epoch"] in (1, 2)
     assert (record.data["train"], record.data["validation"], record.data["test"]) == (64, 0, 16)
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+@pytest.mark.parametrize("seed", range(5))
+def test_the_mean_over_classes_is_scikit_learns_balanced_accuracy(seed):
+    from sklearn.metrics import balanced_accuracy_score
+
+    chance = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 7, (60,), generator=chance).clamp(max=5 - seed % 2)  # the last classes have no image
+    labels = labels[labels != 2]  # nor has one in between
+    logits = torch.randn(len(labels), 7, generator=chance)
+    assert mean_per_class(logits, labels) == pytest.approx(100 * balanced_accuracy_score(labels, logits.argmax(1)))
+
+
+def test_a_run_records_the_mean_over_classes_of_its_test_images(tree):
+    accuracy = run(small(tree, "dense", epochs=2), progress=False).accuracy
+    assert accuracy["mean_per_class"] == pytest.approx(accuracy["test"])  # classes of equally many images
 
 
 def test_the_epoch_is_chosen_by_validation_and_only_at_the_final_size(tree):

@@ -14,7 +14,7 @@ from bpl.machine import processes
 from bpl.measure import count_macs, count_params, measure_latency
 from bpl.models import build_model
 from bpl.records import Record, source_digest
-from bpl.train import Trained, predict, top1
+from bpl.train import Trained, mean_per_class, predict, top1
 
 LATENCY_BATCH = 1  # images; latency at other batch sizes is the latency notebook's subject
 
@@ -69,7 +69,7 @@ def make_record(config: RunConfig, images: ImageSet, split: Split, trained: Trai
 
 
 def accuracies(small: nn.Module, images: ImageSet, split: Split, curves: dict[str, list[float]]) -> dict[str, Any]:
-    """Top-1 in percent, by every rule for choosing the epoch.
+    """Top-1 in percent, by every rule for choosing the epoch, and averaged over classes.
 
     Args:
         small: the shipped network; measured in float32.
@@ -78,21 +78,22 @@ def accuracies(small: nn.Module, images: ImageSet, split: Split, curves: dict[st
         curves: the training's curves, measured in the training's precision.
 
     Returns:
-        ``test`` and ``validation`` of the shipped network (last epoch's weights), ``test_at_best_validation`` (first
+        ``test`` and ``validation`` of the shipped network (last epoch's weights), ``mean_per_class`` of its test
+        images (each class counts alike, however many images it has), ``test_at_best_validation`` (first
         such epoch at the final size), ``best_test`` (chosen on the test part: not a fair number, kept to stand beside
         numbers obtained that way), and the epochs, counted from 1.
     """
 
-    def measured(indices: Tensor) -> float | None:
-        if not len(indices):
-            return None
-        return top1(predict(small, images, indices), images.labels[indices.to(images.labels.device)])
+    def seen(indices: Tensor) -> tuple[Tensor, Tensor]:
+        return predict(small, images, indices), images.labels[indices.to(images.labels.device)]
 
+    test = seen(split.test)
     epochs = [i for i, at_size in enumerate(curves["at_size"]) if at_size]
     best_test = max(epochs, key=curves["test"].__getitem__)
     result: dict[str, Any] = {
-        "test": measured(split.test),
-        "validation": measured(split.validation),
+        "test": top1(*test),
+        "mean_per_class": mean_per_class(*test),
+        "validation": top1(*seen(split.validation)) if len(split.validation) else None,
         "best_test": curves["test"][best_test],
         "best_test_epoch": best_test + 1,
         "test_at_best_validation": None,

@@ -50,8 +50,9 @@ class Record:
         name: name of the run, also of its file.
         config: all fields of its `RunConfig`.
         data: source ("real" or "synthetic"), digest of the images, digest of the split, sizes of its parts, classes.
-        accuracy: top-1 in percent: test and validation at the last epoch, test at the best validation epoch, and the
-            best test epoch (only to stand beside numbers that were picked that way).
+        accuracy: top-1 in percent: test and validation at the last epoch, test averaged over classes (not in records
+            from before it was measured), test at the best validation epoch, and the best test epoch (only to stand
+            beside numbers that were picked that way).
         curves: per epoch: training loss, learning rate, validation and test top-1, and what the method adds.
         cost: MACs and parameters of the dense and of the shipped network, latency of both, MACs spent in training.
         equivalence: how far the shipped network's logits are from the trained one's.
@@ -311,6 +312,7 @@ _COLUMNS = [
     *(f.name for f in dataclasses.fields(RunConfig)),
     "source",
     "test",
+    "mean_per_class",
     "validation",
     "test_at_best_validation",
     "best_validation_epoch",

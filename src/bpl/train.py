@@ -115,6 +115,21 @@ def top1(logits: Tensor, labels: Tensor) -> float:
     return 100.0 * (logits.argmax(1) == labels).double().mean().item()
 
 
+def mean_per_class(logits: Tensor, labels: Tensor) -> float:
+    """Top-1 of each class, averaged over the classes that have images, in percent: a small class counts as a large one.
+
+    Also known as balanced accuracy.
+
+    Args:
+        logits: (n, classes).
+        labels: (n,) indices of classes.
+    """
+    images = torch.bincount(labels)  # (C,)
+    right = torch.bincount(labels[logits.argmax(1) == labels], minlength=len(images))  # (C,)
+    there = images > 0
+    return 100.0 * (right[there] / images[there].double()).mean().item()
+
+
 def _seed_of(seed: int, epoch: int, what: int) -> int:
     """One seed per run, epoch and purpose."""
     return (seed * 1_000_003 + epoch) * 16 + what

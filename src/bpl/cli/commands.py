@@ -6,6 +6,7 @@ What is imported inside a call takes seconds, or is not needed by the others.
 import dataclasses
 import inspect
 import io
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -82,6 +83,9 @@ class Run:
         cost, accuracy = record.cost, record.accuracy
         print(f"{record.name} on {record.data['name']} ({record.data['source']} images)")
         print(f"  top-1 test {accuracy['test']:.2f} %, last epoch's weights")
+        per_class = accuracy.get("mean_per_class")  # not in older records
+        if per_class is not None and not math.isclose(per_class, accuracy["test"]):
+            print(f"  mean over classes {per_class:.2f} %")
         for part, of in (("macs", "MACs"), ("params", "parameters")):
             small, dense = cost[part], cost[f"dense_{part}"]
             print(f"  {of} {dense:,} -> {small:,} ({100 * (small / dense - 1):+.2f} %)")

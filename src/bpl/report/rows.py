@@ -143,12 +143,12 @@ class Row:
         return {name: value for name, value in self.config.items() if value != plain[name]}
 
     def summary(self, name: str) -> Summary | None:
-        """Summary over seeds of one of a record's accuracies; None where a record lacks it.
+        """Summary over seeds of one of a record's accuracies; None where one of the records lacks it.
 
         Args:
             name: a key of `Record.accuracy`.
         """
-        values = [record.accuracy[name] for record in self.records]
+        values = [record.accuracy.get(name) for record in self.records]
         return None if None in values else summarise(values)
 
     def by_seed(self) -> dict[int, float]:

@@ -1,5 +1,6 @@
 """Tables made from rows, as Markdown: narrow enough for a phone, each with its commands and records behind a toggle."""
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -9,6 +10,7 @@ from bpl.report.rows import Row, control, find
 
 MISSING = "–"
 TRAINING = "Training MACs, × dense"
+PER_CLASS = "Mean per class, %"
 # A number in bold, with a sign or in brackets; "3x3" is none.
 _NUMBER = re.compile(r"[^\w]*\d[\d.,]*(e[+-]?\d+)?(?!\w)")
 
@@ -17,6 +19,8 @@ def accuracy_table(
     rows: list[Row], caption: str, name: str, *, training: bool = False, sources: bool = True
 ) -> Markdown:
     """Accuracy against cost, one line a row; what a phone shows without scrolling comes first.
+
+    Where classes have unequally many images, and all records have it, top-1 averaged over classes stands beside top-1.
 
     Args:
         rows: the rows of one table.
@@ -28,10 +32,12 @@ def accuracy_table(
     Returns:
         The table; one sentence where there is no row.
     """
+    per_class = [row.summary("mean_per_class") for row in rows]
     columns = {
         "Method": [row.label for row in rows],
         "Ratio": [_ratio(row) for row in rows],
         "Top-1, %": [spread(row.accuracy) for row in rows],
+        PER_CLASS: [spread(mean) for mean in per_class],
         "Against scratch, points": [
             MISSING if row.method == "dense" else _difference(rows, row, control(rows, row, "scratch")) for row in rows
         ],
@@ -43,6 +49,10 @@ def accuracy_table(
     }
     if not training:
         del columns[TRAINING]
+    if None in per_class or all(
+        math.isclose(mean.mean, row.accuracy.mean) for mean, row in zip(per_class, rows, strict=True)
+    ):
+        del columns[PER_CLASS]  # not measured, or the same: all classes have equally many images
     return _finish(rows, columns, caption, name, sources)
 
 
