@@ -106,6 +106,14 @@ def test_a_paper_is_judged_at_the_weight_of_its_released_code() -> None:
     assert "No run is recorded" in repr(report.beside_claim(rows, report.claim("bpl", "ucm"), 0.5))
 
 
+def test_one_sentence_says_how_far_a_row_comes_and_what_that_is_against_its_controls() -> None:
+    dense, ours = row_of("dense", (70.0, 70.0, 70.5)), row_of("bpl", (75.5, 74.5, 75.0))
+    said = repr(report.reached(ours, "Ours", {"dense": dense, "the narrow network": None}))
+    assert said.startswith("Ours reaches 75.00") and "+4.83 points" in said and "better than dense" in said
+    assert "the narrow network is not recorded at the same seeds" in said
+    assert "No run is recorded" in repr(report.reached(None, "Ours", {"dense": dense}))
+
+
 def test_the_mean_over_classes_stands_where_all_have_it_and_it_says_something_else() -> None:
     def table(*means: float | None) -> str:
         records = [record for row in (row_of("dense", (70.0,)), row_of("bpl", (60.0,))) for record in row.records]

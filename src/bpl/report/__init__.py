@@ -10,7 +10,7 @@ from bpl.report.masked import best_epoch_gains, masked_table
 from bpl.report.recipe import averaging_table, recipe_table
 from bpl.report.rows import ReportError, Row, collect, control, find, group, lacking, of_method, recorded, select
 from bpl.report.search import search_answer, search_table
-from bpl.report.sentences import aim_met, answer, beside_claim, complete, diversity, ranking
+from bpl.report.sentences import aim_met, answer, beside_claim, complete, diversity, ranking, reached
 from bpl.report.statistics import Difference, Summary, bootstrap_interval, paired_difference, summarise
 from bpl.report.tables import accuracy_table, cost_table
 from bpl.report.training_curves import curves, residuals, strengths
@@ -61,6 +61,7 @@ __all__ = [
     "paired_difference",
     "price",
     "ranking",
+    "reached",
     "recipe_table",
     "recorded",
     "residuals",

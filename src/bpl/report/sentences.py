@@ -1,5 +1,7 @@
 """Sentences whose numbers come from records, so that no result is typed into prose."""
 
+from collections.abc import Iterable
+
 from bpl.report.claims import Claim
 from bpl.report.display import Markdown
 from bpl.report.numbers import NBSP, p_value, percent_change, points, spread, with_interval
@@ -59,15 +61,33 @@ def answer(rows: list[Row], method: str = "bpl") -> Markdown:
         sentences.append(f"The dense network reaches {accuracy(dense.accuracy)} {seeds(dense.accuracy.n)}.")
     items = []
     for ratio, row in sorted(of_ratio.items(), key=lambda item: (item[1].accuracy.n, item[0]), reverse=True):
-        against = [
-            verdict(row.difference(control(rows, row, name), among=rows), said)
-            for name, said in (("scratch", "the narrow network trained from scratch"), ("dense", "the dense network"))
-        ]
-        items.append(
-            f"- **{percent_change(-row.macs_reduction)} % MACs** (pruning ratio {ratio:g}): {row.label} reaches "
-            f"{accuracy(row.accuracy)} {seeds(row.accuracy.n)}; that is {against[0]}; and {against[1]}."
-        )
+        controls = {
+            "the narrow network trained from scratch": control(rows, row, "scratch"),
+            "the dense network": control(rows, row, "dense"),
+        }
+        where = f"**{percent_change(-row.macs_reduction)} % MACs** (pruning ratio {ratio:g})"
+        items.append(f"- {where}: {_reached(row, row.label, controls, rows)}")
     return Markdown(" ".join(sentences) + "\n\n" + "\n".join(items))
+
+
+def _reached(row: Row, name: str, controls: dict[str, Row | None], among: Iterable[Row | None]) -> str:
+    """A sentence: how far a row comes, and what that is against its controls, each by its name in the sentence."""
+    against = [verdict(row.difference(other, among=among), said) for said, other in controls.items()]
+    return f"{name} reaches {accuracy(row.accuracy)} {seeds(row.accuracy.n)}; that is {'; and '.join(against)}."
+
+
+def reached(row: Row | None, name: str, controls: dict[str, Row | None]) -> Markdown:
+    """How far a row comes, and what that is against its controls, in one sentence.
+
+    Args:
+        row: the row; None where it is not recorded.
+        name: what the row is, at the beginning of the sentence.
+        controls: the rows it is held against, by their names in the sentence; None for one that is not recorded.
+
+    Returns:
+        Markdown.
+    """
+    return Markdown(NO_RECORDS if row is None else _reached(row, name, controls, [row, *controls.values()]))
 
 
 def aim_met(row: Row | None, aim: float, others: list[Row | None]) -> Markdown:
