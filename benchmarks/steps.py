@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from bpl.data import augment, normalise
 from bpl.diversity import diversity_loss
-from bpl.hardware import machine, use_threads
 from bpl.machine.atomic import write_atomic
 from bpl.machine.compiled import Compiled
+from bpl.machine.this_machine import machine, use_threads
 from bpl.measure import OtherWork, clock_of
 from bpl.partner import partner_blocks
 from bpl.pruning import MaskHolder

@@ -30,7 +30,7 @@ import bpl
 from bpl.data import augment, batches, load_images, normalise
 from bpl.data.folders import list_images
 from bpl.data.streamed import ImageFiles, StreamedImages, workers
-from bpl.hardware import machine
+from bpl.machine.this_machine import machine
 from bpl.measure import in_turns, quartiles
 
 CLASSES = 20

@@ -18,18 +18,20 @@ from support import (  # noqa: F401
 )
 
 import bpl
-from bpl import hardware, layer_times
+from bpl import hardware, layer_times, widths_file
 from bpl.channels import ChannelGraph
 from bpl.cli import main
 from bpl.config import RunConfig
 from bpl.defaults import METHODS
-from bpl.hardware import config_widths, widths_for
+from bpl.hardware import widths_for
 from bpl.layer_times import LatencyCost, Layer, LayerTimes, layers_of
+from bpl.machine.this_machine import machine, processor
 from bpl.measure import count_macs, count_params
 from bpl.pruning import prune_masks, slim
 from bpl.pruning.channel_cost import ChannelCost
 from bpl.pruning.masks import kept_filters, prunable_sets
 from bpl.pruning.width_search import OutOfReach, kept_importance, search_widths, width_options
+from bpl.widths_file import config_widths
 
 LAYER = Layer(8, 16, (3, 3), (2, 2), (1, 1), (1, 1), 1, (9, 9))
 
@@ -336,7 +338,7 @@ def test_the_seeds_of_a_row_and_a_resumed_run_get_the_widths_that_were_found_fir
     model = bpl.build_model("resnet18", 4, 32, 8)
     configs = [small(tree, method, target="macs:0.4", seed=seed) for method, seed in (("bpl", 0), ("scratch", 1))]
     first = config_widths(configs[0], model)
-    monkeypatch.setattr(hardware, "widths_for", lambda *_, **__: pytest.fail("searched again"))
+    monkeypatch.setattr(widths_file, "widths_for", lambda *_, **__: pytest.fail("searched again"))
     assert config_widths(configs[1], bpl.build_model("resnet18", 4, 32, 8)) == first
     assert config_widths(small(tree, "bpl"), model) is None
 
@@ -350,7 +352,7 @@ def test_widths_lie_beside_the_checkpoints_and_searching_them_draws_nothing(tree
         torch.rand(100)
         return found
 
-    monkeypatch.setattr(hardware, "widths_for", measured)
+    monkeypatch.setattr(widths_file, "widths_for", measured)
     drawn = []
     for _ in range(2):  # searched, then read
         torch.manual_seed(0)
@@ -393,7 +395,7 @@ def test_a_file_without_widths_is_searched_anew_or_refused_where_a_search_would_
     assert config_widths(counted, model) == found
     assert file.read_text() == whole
 
-    monkeypatch.setattr(hardware, "widths_for", lambda *_, **__: hardware.Found(found, 0.4))
+    monkeypatch.setattr(widths_file, "widths_for", lambda *_, **__: hardware.Found(found, 0.4))
     assert config_widths(timed, model) == found
     (file,) = {*(places / "work" / "widths").glob("*.json")} - {file}
     file.write_text(content)
@@ -416,9 +418,9 @@ def test_the_command_line_says_what_cannot_be_met_in_one_sentence(tree, places, 
 def test_the_processor_is_named(tmp_path):
     file = tmp_path / "cpuinfo"
     file.write_text("processor : 0\nmodel name\t: Some  Chip 9000\n")
-    assert hardware.processor(file) == "Some Chip 9000"
-    assert hardware.processor(tmp_path / "none")
-    assert {"processor", "threads", "torch", "onnxruntime"} <= hardware.machine().keys()
+    assert processor(file) == "Some Chip 9000"
+    assert processor(tmp_path / "none")
+    assert {"processor", "threads", "torch", "onnxruntime"} <= machine().keys()
 
 
 def test_a_narrower_network_takes_a_smaller_share_of_the_time(monkeypatch):

@@ -10,27 +10,17 @@ time unless asked otherwise. It belongs to this machine: elsewhere the same targ
 depend on weights or seeds where no criterion is given, so that the runs of one table row are networks of one size.
 """
 
-import fcntl
 import functools
-import hashlib
-import json
-import os
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from bpl.budget import TARGETS, Budget
 from bpl.channels import ChannelGraph
-from bpl.config import RunConfig
 from bpl.layer_times import LatencyCost, LayerTimes
-from bpl.machine.atomic import write_atomic
 from bpl.measure import forward_pass, in_turns
-from bpl.paths import work_folder
 from bpl.pruning.channel_cost import ChannelCost
 from bpl.pruning.criteria import CRITERIA
 from bpl.pruning.masks import prunable_sets, prune_masks, scores_of
@@ -160,106 +150,3 @@ def measured_share(
         return min(times["small"]) / min(times["dense"])
 
     return share
-
-
-def config_widths(config: RunConfig, model: nn.Module, work: Path | None = None) -> dict[str, int] | None:
-    """The widths that a run's `target` asks for; None where it has none, and the ratio counts.
-
-    They are kept in a file among the runs' checkpoints: a run that is resumed, and the other seeds of its row, get the
-    widths that the first one found. Where that file holds no widths, those of a counted target are searched again,
-    which finds the same ones; a measured target is refused, since another search would find others.
-
-    Args:
-        config: the run.
-        model: its dense network, without partners.
-        work: folder of the runs' checkpoints; None for the checkout's.
-
-    Raises:
-        ValueError: the target cannot be met, or the file of a measured target is damaged.
-    """
-    if config.target is None:
-        return None
-    asked = {
-        "target": config.target, "scope": config.scope, "round_to": config.round_to, "image_size": config.image_size,
-        "layers": {name: list(weight.shape) for name, weight in model.named_parameters()},
-    }  # fmt: skip
-    if config.target.startswith("latency"):
-        asked["machine"] = machine()
-    name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
-    path = (work or work_folder()) / "widths" / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_suffix(".lock"), "w") as lock:  # of two runs at once the second waits for the first
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        widths = _read_widths(path, asked)
-        if widths is None:
-            with torch.random.fork_rng(devices=[]):  # measured or read: what a run draws after it is the same
-                found = widths_for(
-                    model, config.target, config.image_size, scope=config.scope, round_to=config.round_to
-                )
-            content = {"share": found.share, "widths": found.widths, "asked": asked}
-            write_atomic(path, json.dumps(content, indent=1).encode())
-            widths = found.widths
-    return widths
-
-
-def _read_widths(path: Path, asked: dict[str, Any]) -> dict[str, int] | None:
-    """The widths in a file, which may hold anything; None where they are to be searched."""
-    if not path.exists():
-        return None
-    try:
-        content = json.loads(path.read_text())
-    except (ValueError, RecursionError):
-        content = None
-    widths = content.get("widths") if isinstance(content, dict) else None
-    if isinstance(widths, dict) and widths and all(_fits(width, name, asked) for name, width in widths.items()):
-        return widths
-    if "machine" in asked:  # which is asked for where time is measured
-        raise ValueError(f"{path} holds no widths of this network: delete the file to measure and search again")
-    return None
-
-
-def _fits(width: Any, name: str, asked: dict[str, Any]) -> bool:
-    filters = asked["layers"].get(f"{name}.weight", [0])[0]
-    return isinstance(width, int) and not isinstance(width, bool) and 1 <= width <= filters
-
-
-def machine() -> dict[str, Any]:
-    """What a time depends on besides the network."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    def version_of(package: str) -> str | None:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return None
-
-    return {
-        "processor": processor(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        **{package: version_of(package) for package in ("torch", "onnxruntime")},
-    }
-
-
-def use_threads(threads: int) -> None:
-    """Compute with so many threads: torch starts as many as it is told, and a machine ends before they do.
-
-    Args:
-        threads: of an operation.
-
-    Raises:
-        ValueError: less than one, or more than this machine has cores.
-    """
-    cores = os.cpu_count() or 1
-    if not 1 <= threads <= cores:
-        raise ValueError(f"--threads is {threads}: it must be 1 to {cores}, the cores of this machine")
-    torch.set_num_threads(threads)
-
-
-def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Name of the processor, as the system gives it."""
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return " ".join(line.partition(":")[2].split())
-    return platform.processor() or platform.machine()

@@ -8,7 +8,6 @@ from typing import Any
 from bpl.config import RunConfig
 from bpl.data import ImageSet, Split, load_images, make_split
 from bpl.export import load_model
-from bpl.hardware import config_widths
 from bpl.measure import count_macs
 from bpl.models import build_model
 from bpl.paths import project_root
@@ -16,6 +15,7 @@ from bpl.pruning import prune_masks, slim
 from bpl.records import Record, RecordError, load_record, record_path, source_digest
 from bpl.run import run
 from bpl.shown import shown
+from bpl.widths_file import config_widths
 
 _EXACT = 1e-5  # of the largest logit: float rounding over a network's depth
 _FOUND = "_parameters_found"  # a page's own note of the names that were parameters when it was first checked

@@ -313,8 +313,8 @@ class Bench:
 
     def __call__(self) -> int:
         from bpl.deployment.bench import save_survey, survey
-        from bpl.hardware import use_threads
         from bpl.machine.atomic import check_target
+        from bpl.machine.this_machine import use_threads
 
         if not all(0 < ratio < 1 for ratio in self.ratios) or 0.7 not in self.ratios:
             raise ValueError(f"--ratios are {self.ratios}: they must be more than 0 and less than 1, 0.7 among them")

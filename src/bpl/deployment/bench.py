@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from bpl.budget import TARGETS, Budget
 from bpl.channels import ChannelGraph
-from bpl.hardware import machine, measured_share, widths_for
+from bpl.hardware import measured_share, widths_for
 from bpl.layer_times import LatencyCost, LayerTimes, layers_of
 from bpl.machine.atomic import write_atomic
+from bpl.machine.this_machine import machine
 from bpl.measure import OtherWork, clock_of, count_macs, count_params, forward_pass, in_turns, quartiles
 from bpl.memory import inference_memory
 from bpl.models import build_model

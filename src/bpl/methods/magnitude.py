@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from bpl.config import RunConfig
 from bpl.defaults import LEAKING_MASKS
-from bpl.hardware import config_widths
 from bpl.machine.processes import decide
 from bpl.methods.base import Material, Method, Training
 from bpl.partner import fuse_partners
 from bpl.pruning import MaskHolder, prune_masks, slim
+from bpl.widths_file import config_widths
 
 
 class Pruned(Method):

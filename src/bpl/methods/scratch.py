@@ -2,11 +2,11 @@
 
 from torch import nn
 
-from bpl.hardware import config_widths
 from bpl.machine.processes import decide
 from bpl.methods.base import Method
 from bpl.models import initialise
 from bpl.pruning import prune_masks, slim
+from bpl.widths_file import config_widths
 
 
 class Scratch(Method):
