@@ -16,11 +16,12 @@ from support import (  # noqa: F401
 )
 
 from bpl.data import load_images
+from bpl.machine.ending import Stopped
 from bpl.models import build_model
 from bpl.pretrain import Pretraining, transfer
 from bpl.records import record_path
 from bpl.run import run
-from bpl.train import Start, Stopped
+from bpl.train import Start
 
 pytestmark = pytest.mark.usefixtures("places", "no_stopwatch")
 

@@ -27,6 +27,7 @@ from bpl import report
 from bpl.config import RunConfig
 from bpl.data import load_images
 from bpl.export import exports_of, load_model
+from bpl.machine.ending import Stopped
 from bpl.machine.run_lock import RunBusy, only_here
 from bpl.paths import project_root
 from bpl.recording import accuracies
@@ -42,7 +43,7 @@ from bpl.records import (
     source_digest,
 )
 from bpl.run import run
-from bpl.train import Stopped, mean_per_class, predict, top1
+from bpl.train import mean_per_class, predict, top1
 
 pytestmark = pytest.mark.usefixtures("places", "no_stopwatch")
 
@@ -270,7 +271,9 @@ def test_the_epoch_is_chosen_by_validation_and_only_at_the_final_size(tree):
         "test": [80.0, 66.0, 33.0, 44.0],
         "at_size": [0.0, 1.0, 1.0, 1.0],
     }
-    result = accuracies(build_model("resnet18", 4, 32, 8).eval(), images, make_split(images, "protocol", 0), curves)
+    split, model = make_split(images, "protocol", 0), build_model("resnet18", 4, 32, 8).eval()
+    logits = {part: predict(model, images, getattr(split, part)) for part in ("test", "validation")}
+    result = accuracies(logits, images, split, curves)
     assert (result["best_validation_epoch"], result["test_at_best_validation"]) == (3, 33.0)
     assert (result["best_test_epoch"], result["best_test"]) == (2, 66.0)
 

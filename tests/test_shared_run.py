@@ -23,9 +23,9 @@ from bpl.config import RunConfig
 from bpl.machine import processes
 from bpl.machine.checkpoint import load_checkpoint
 from bpl.machine.exit_codes import TERMINATED, TRY_AGAIN
-from bpl.machine.sharing import check_shared
 from bpl.memory import step_memory
 from bpl.methods import REGISTRY
+from bpl.methods.sharing import check_shared
 from bpl.records import load_record
 from bpl.runlog import read_log
 

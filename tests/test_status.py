@@ -23,14 +23,13 @@ from support import (  # noqa: F401
 from bpl import runlog
 from bpl.cli import main
 from bpl.data import CARDS, load_images, source_of
-from bpl.machine.ending import Terminated, on_sigterm
+from bpl.machine.ending import Stopped, Terminated, on_sigterm
 from bpl.machine.run_lock import is_held, only_here
 from bpl.records import record_path, save_record
 from bpl.run import run
 from bpl.runlog import RunLog, logged, read_log
 from bpl.sweep.durations import Durations, in_words
 from bpl.sweep.status import as_json, as_table, status_of_grid, status_of_work
-from bpl.train import Stopped
 
 pytestmark = pytest.mark.usefixtures("places", "no_stopwatch")
 

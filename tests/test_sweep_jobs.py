@@ -33,6 +33,7 @@ from bpl.config import RunConfig
 from bpl.data import load_images
 from bpl.export import load_model
 from bpl.machine.checkpoint import load_checkpoint
+from bpl.machine.ending import Stopped
 from bpl.machine.run_lock import only_here
 from bpl.records import load_record, record_path, save_record
 from bpl.run import run
@@ -144,7 +145,7 @@ def test_a_run_that_is_told_to_stop_after_its_last_epoch_is_finished(tree):
 def test_a_run_that_waits_for_another_process_stops_too(tree, places):
     """Knowledge distillation waits for its dense network, which somebody else is training."""
     config = small(tree, "kd", epochs=1)
-    with only_here(places / "work" / config.dense().run_name("real")), pytest.raises(train_module.Stopped):
+    with only_here(places / "work" / config.dense().run_name("real")), pytest.raises(Stopped):
         run(config, progress=False, watch=lambda epoch, row: True)
 
 

@@ -9,8 +9,9 @@ from support import SMALL, make_tree, places_fixture, same_weights, small, train
 from torch import nn
 
 from bpl.machine.checkpoint import CheckpointError
+from bpl.machine.ending import Stopped
 from bpl.schedule import one_cycle, released
-from bpl.train import Stopped, predict, top1
+from bpl.train import predict, top1
 
 pytestmark = pytest.mark.usefixtures("places")
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from bpl.budget import COSTS, TARGETS, Budget
 from bpl.data.batches import POLICIES as AUGMENTATIONS
-from bpl.data.catalog import CARDS
+from bpl.data.catalog import CARDS, LARGEST_IMAGE
 from bpl.defaults import (
     BY_METHOD,
     CRITERIA_OF,
@@ -43,18 +43,28 @@ from bpl.models import NAMES as ARCHITECTURES
 from bpl.partner_shapes import KINDS as PARTNERS
 from bpl.pretrain import Pretraining
 from bpl.pruning.masks import SCOPES
-from bpl.shown import shown
+from bpl.shown import check_whole, shown
 
 _FLOATS = (
     "ratio", "learning_rate", "momentum", "weight_decay", "label_smoothing", "freeze_at", "diversity_weight",
     "distill_weight", "temperature", "feature_weight", "sparsity", "rho",
 )  # fmt: skip
 
+_CHOICES = {
+    "arch": ARCHITECTURES, "split": SPLITS, "schedule": SCHEDULES, "augmentation": AUGMENTATIONS,
+    "precision": PRECISIONS, "device": DEVICES, "compile": COMPILE_MODES, "mask": MASKS, "partner": PARTNERS,
+    "kernel_norm": KERNEL_NORMS, "fine_tune": FINE_TUNES, "strengths": STRENGTHS, "scope": SCOPES,
+    "diversity_form": tuple(FORMS),
+}  # fmt: skip
+_WORDS = {"arch": "network", "diversity_form": "diversity form"}
+
 _NOT_IDENTITY = ("device", "compile")  # where and how a run was computed is in its record, but makes it no other run
 
 
 # What whole numbers may be at the most: beyond it no network can be built, and a mistyped digit is to say so at once.
-_LARGEST = {"width": 4096, "copies": 64, "image_size": 4096, "stored_size": 4096, "round_to": 4096}
+_LARGEST = {
+    "width": 4096, "copies": 64, "image_size": LARGEST_IMAGE, "stored_size": LARGEST_IMAGE, "round_to": 4096,
+}  # fmt: skip
 _MOST = 10_000_000
 _MOST_REMOVED = 0.999999  # as a ratio, which is below 1: a smaller target is refused where it cannot be met
 
@@ -252,25 +262,11 @@ class RunConfig:
                 f"data is {shown(self.data)}: allowed are auto, real, synthetic, or an existing folder or packed .zip "
                 "file"
             )
-        _one_of("network", self.arch, ARCHITECTURES)
-        _one_of("split", self.split, SPLITS)
-        _one_of("schedule", self.schedule, SCHEDULES)
-        _one_of("augmentation", self.augmentation, AUGMENTATIONS)
-        _one_of("precision", self.precision, PRECISIONS)
-        _one_of("device", self.device, DEVICES)
-        _one_of("compile", self.compile, COMPILE_MODES)
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) is not None or name not in ONLY_FOR:  # None: not read by the method
+                _one_of(_WORDS.get(name, name), getattr(self, name), allowed)
         if self.criterion is not None:
             _one_of("criterion", self.criterion, CRITERIA_OF[self.method])
-        for name, allowed in (
-            ("mask", MASKS), ("partner", PARTNERS), ("kernel_norm", KERNEL_NORMS), ("fine_tune", FINE_TUNES),
-            ("strengths", STRENGTHS),
-        ):  # fmt: skip
-            if getattr(self, name) is not None:
-                _one_of(name, getattr(self, name), allowed)
-        if self.scope is not None:
-            _one_of("scope", self.scope, SCOPES)
-        if self.diversity_form is not None:
-            _one_of("diversity form", self.diversity_form, tuple(FORMS))
         _within("ratio", self.ratio, 0, 1)
         _within("label_smoothing", self.label_smoothing, 0, 1)
         _within("momentum", self.momentum, 0, 1)
@@ -416,8 +412,7 @@ def _within(what: str, value: Any, low: float, high: float) -> None:
 
 
 def _whole(what: str, value: Any, least: int, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{what} is {shown(value)}: it must be a whole number of at least {least}")
+    check_whole(what, value, least)
     if value > most:
         raise ValueError(f"{what} is {shown(value)}: it must be at most {most}")
 

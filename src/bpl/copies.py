@@ -66,7 +66,11 @@ def without_values(model: nn.Module) -> nn.Module:
 
     Returns:
         The copy; its buffers have their values.
+
+    Raises:
+        TypeError: not a network.
     """
+    check_is_network(model)
     shapes = {
         id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
         for parameter in model.parameters()

@@ -110,7 +110,15 @@ def stage_loss(stages: list[list[Pair]], measure: Measure) -> Tensor:
 
 
 def layer_loss(stages: list[list[Pair]], measure: Measure) -> Tensor:
-    """Mean over blocks of the measure between original and partner, each as one vector."""
+    """Mean over blocks of the measure between original and partner, each as one vector.
+
+    Args:
+        stages: for each stage the pairs of its blocks, tensors of any shape.
+        measure: `signed` or `squared`.
+
+    Returns:
+        A scalar.
+    """
     cosines = torch.stack([cosine(a.flatten(), b.flatten()) for pairs in stages for a, b in pairs])
     return measure(cosines).mean()
 
@@ -119,6 +127,13 @@ def filter_loss(stages: list[list[Pair]], measure: Measure) -> Tensor:
     """Mean over blocks of the mean over live filters of the measure between a filter and its partner's.
 
     A filter that a mask holds at zero has no direction and is left out, so that removing it changes nothing.
+
+    Args:
+        stages: for each stage the pairs of its blocks, kernels (N, C, kh, kw).
+        measure: `signed` or `squared`.
+
+    Returns:
+        A scalar.
     """
     terms = []
     for pairs in stages:

@@ -19,7 +19,7 @@ from bpl.norm_act import take_apart
 from bpl.partner import partner_blocks, replace_module
 from bpl.pruning.zeros import masks_of_zeros
 from bpl.residual_blocks import Shortcut, remove_blocks
-from bpl.shown import shown
+from bpl.shown import one_line, shown
 
 FORMAT = "bpl-model"
 VERSION = 1
@@ -286,8 +286,7 @@ def _by_name(description: dict[str, Any], file: Path) -> nn.Module:
         with torch.device("meta"):
             return build_model(**arch)
     except Exception as error:  # whatever numbers like 10**30 make of the constructors
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise ModelFileError(f"{file} describes a network that cannot be built: {reason}") from error
+        raise ModelFileError(f"{file} describes a network that cannot be built: {one_line(error)[:200]}") from error
 
 
 def _is_built_by_name(model: nn.Module, description: dict[str, Any], file: Path) -> bool:

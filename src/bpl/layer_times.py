@@ -66,7 +66,7 @@ class Layer:
 
     def at(self, inputs: int, outputs: int) -> "Layer":
         """The layer at other widths."""
-        return replace(self, inputs=inputs, outputs=outputs, groups=1 if self.groups == 1 else outputs)
+        return replace(self, inputs=inputs, outputs=outputs, groups=1 if self.groups == 1 else inputs)
 
 
 def layers_of(model: nn.Module, image_size: int) -> dict[str, Layer]:
@@ -198,8 +198,8 @@ class LatencyCost:
         for index, (layer, produced, read, features) in enumerate(self._layers):
             outputs = layer.outputs if produced is None else widths[produced]
             inputs = layer.inputs if read is None else widths[read] * features
-            if layer.groups > 1:
-                inputs = outputs  # a depthwise convolution carries its channels on
+            if layer.groups > 1 and layer.inputs == layer.outputs:
+                inputs = outputs  # a depthwise convolution carries its channels on; one with a multiplier keeps its own
             key = (index, inputs, outputs)
             if key not in self._known:
                 self._known[key] = self.times(layer.at(inputs, outputs))

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bpl.copies import copy_of
-from bpl.machine.exit_codes import one_line
+from bpl.copies import copy_of, without_values
+from bpl.shown import one_line
 
 BACKENDS = ("eager", "compile", "onnxruntime")
 CLOCKS = ("wall", "processor")
@@ -37,7 +37,7 @@ def clock_of(clock: str) -> Callable[[], float]:
 
 def on_meta(model: nn.Module) -> nn.Module:
     """A copy of a network in evaluation mode that has shapes only: a pass through it computes nothing."""
-    return copy_of(model).to("meta").eval()
+    return without_values(model).to("meta").eval()
 
 
 @torch.no_grad()
@@ -92,6 +92,9 @@ def image_channels(model: nn.Module, image_size: int, channels: int | None = Non
     Returns:
         What is known, or the input channels of its first convolution. Where these are not 3, the network may still take
         images with 3 channels (it rearranges them first, or has a convolution of a head before its stem): if so, 3.
+
+    Raises:
+        ValueError: channels below 1.
     """
     if channels is not None:
         if channels < 1:
@@ -132,6 +135,9 @@ def macs_of_modules(model: nn.Module, image_size: int, channels: int | None = No
         model: a network; it is not changed.
         image_size: height and width of the image in pixels.
         channels: as of `count_macs`.
+
+    Raises:
+        ValueError: a size or a number of channels below 1, or an image that the network does not take.
     """
     shapes = on_meta(model)
     channels = image_channels(shapes, image_size, channels)

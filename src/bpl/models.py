@@ -10,7 +10,7 @@ from torch import nn
 from torchvision import models as tv
 
 from bpl.partner import replace_module
-from bpl.shown import shown
+from bpl.shown import check_whole, shown
 
 SMALL_IMAGE = 96  # pixels
 
@@ -98,13 +98,18 @@ _BUILDERS: dict[str, tuple[Callable[[int, int], nn.Module], int]] = {
 NAMES = tuple(_BUILDERS)
 
 
+def classifier_name(model: nn.Module) -> str:
+    """Name of a network's classifier: its last linear layer."""
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
+
+
 def _scale_widths(model: nn.Module, factor: float, num_classes: int) -> None:
     """Multiply the width of every layer but the image's channels and the classes by `factor`, with fresh weights."""
 
     def scaled(width: int) -> int:
         return max(1, round(width * factor))
 
-    last = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
+    last = classifier_name(model)
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Conv2d):
             inputs = module.in_channels if module.in_channels == 3 else scaled(module.in_channels)
@@ -150,8 +155,7 @@ def build_model(name: str, num_classes: int, image_size: int = 256, width: int |
     build, base = _BUILDERS[name]
     width = base if width is None else width
     for what, value, least in (("num_classes", num_classes, 2), ("image_size", image_size, 32), ("width", width, 1)):
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"{what} is {shown(value)}: it must be a whole number of at least {least}")
+        check_whole(what, value, least)
     model = build(num_classes, image_size)
     if width != base:
         _scale_widths(model, width / base, num_classes)

@@ -1,4 +1,4 @@
-"""The small network as ONNX, and ONNX files run by onnxruntime. Nothing in them is ever executed."""
+"""The small network as ONNX, and ONNX files run by onnxruntime: they hold no code, and may read no other file."""
 
 import io
 import json

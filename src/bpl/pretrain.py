@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from bpl.models import classifier_name
 from bpl.shown import shown
 
 
@@ -53,7 +54,7 @@ def transfer(source: nn.Module, target: nn.Module) -> None:
     Raises:
         ValueError: the networks differ in more than their classifier.
     """
-    last = [name for name, module in target.named_modules() if isinstance(module, nn.Linear)][-1]
+    last = classifier_name(target)
     given, wanted = source.state_dict(), target.state_dict()
     features = {name: value for name, value in given.items() if not name.startswith(f"{last}.")}
     others = sorted(name for name in wanted if not name.startswith(f"{last}."))

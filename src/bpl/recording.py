@@ -35,7 +35,8 @@ def make_record(config: RunConfig, images: ImageSet, split: Split, trained: Trai
     small = trained.small.to(memory_format=torch.channels_last)
     images = images.to(next(small.parameters()).device)
     dense = build_model(config.arch, len(images.classes), config.image_size, config.width).to(images.images.device)
-    logits = predict(small, images, split.test)
+    measured = (part for part in ("test", "validation") if len(getattr(split, part)))
+    logits = {part: predict(small, images, getattr(split, part)) for part in measured}
     return Record(
         name=config.run_name(images.source),
         config=config.to_dict(),
@@ -50,7 +51,7 @@ def make_record(config: RunConfig, images: ImageSet, split: Split, trained: Trai
             "test": len(split.test),
             "classes": len(images.classes),
         },
-        accuracy=accuracies(small, images, split, trained.curves),
+        accuracy=accuracies(logits, images, split, trained.curves),
         curves=trained.curves,
         cost={
             "macs": count_macs(small, config.image_size),
@@ -61,18 +62,21 @@ def make_record(config: RunConfig, images: ImageSet, split: Split, trained: Trai
             "latency": dataclasses.asdict(measure_latency(small, config.image_size, LATENCY_BATCH)),
             "dense_latency": dataclasses.asdict(measure_latency(dense, config.image_size, LATENCY_BATCH)),
         },
-        equivalence=equivalence(trained.network, logits, images, split.test),
+        equivalence=equivalence(trained.network, logits["test"], images, split.test),
         widths={name: module.out_channels for name, module in small.named_modules() if isinstance(module, nn.Conv2d)},
         environment=_environment(images.images.device) | {"runs_beside_each_other": beside},
         seconds=round(trained.seconds, 2),
     )
 
 
-def accuracies(small: nn.Module, images: ImageSet, split: Split, curves: dict[str, list[float]]) -> dict[str, Any]:
+def accuracies(
+    logits: dict[str, Tensor], images: ImageSet, split: Split, curves: dict[str, list[float]]
+) -> dict[str, Any]:
     """Top-1 in percent, by every rule for choosing the epoch, and averaged over classes.
 
     Args:
-        small: the shipped network; measured in float32.
+        logits: of the shipped network in float32: ``test`` and, where that part has images, ``validation``, each
+            (images of the part, classes).
         images: the images.
         split: the parts.
         curves: the training's curves, measured in the training's precision.
@@ -84,16 +88,15 @@ def accuracies(small: nn.Module, images: ImageSet, split: Split, curves: dict[st
         numbers obtained that way), and the epochs, counted from 1.
     """
 
-    def seen(indices: Tensor) -> tuple[Tensor, Tensor]:
-        return predict(small, images, indices), images.labels[indices.to(images.labels.device)]
+    def seen(part: str) -> tuple[Tensor, Tensor]:
+        return logits[part], images.labels[getattr(split, part).to(images.labels.device)]
 
-    test = seen(split.test)
     epochs = [i for i, at_size in enumerate(curves["at_size"]) if at_size]
     best_test = max(epochs, key=curves["test"].__getitem__)
     result: dict[str, Any] = {
-        "test": top1(*test),
-        "mean_per_class": mean_per_class(*test),
-        "validation": top1(*seen(split.validation)) if len(split.validation) else None,
+        "test": top1(*seen("test")),
+        "mean_per_class": mean_per_class(*seen("test")),
+        "validation": top1(*seen("validation")) if "validation" in logits else None,
         "best_test": curves["test"][best_test],
         "best_test_epoch": best_test + 1,
         "test_at_best_validation": None,

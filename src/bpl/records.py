@@ -282,12 +282,7 @@ def load_records(folder: str | Path | None = None, **where: Any) -> "pandas.Data
     import pandas
 
     folder = Path(folder or results_folder())
-    rows = []
-    for path, record in iterate_records(folder):
-        try:
-            rows.append(_row(path.relative_to(folder), record))
-        except (KeyError, TypeError, ArithmeticError) as error:
-            raise RecordError(f"record {path} lacks a number of its table row: {error}") from error
+    rows = [_row(path.relative_to(folder), record) for path, record in iterate_records(folder)]
     table = pandas.DataFrame(rows, columns=list(dict.fromkeys([*_COLUMNS, *(name for row in rows for name in row)])))
     for column, wanted in where.items():
         if column not in table:

@@ -59,7 +59,6 @@ def shortcut(block: Block, x: Tensor) -> Tensor:
     return x if projection is None else projection(x)
 
 
-@torch.no_grad()
 def branch_costs(model: nn.Module, cost: str, image_size: int) -> dict[str, int]:
     """What a network's cost falls by when a residual block is removed; of several blocks, the sum.
 

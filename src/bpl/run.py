@@ -15,12 +15,13 @@ from bpl.export import exports_of, load_model, read_description, save_model
 from bpl.machine import processes
 from bpl.machine.atomic import check_writable, folder_held
 from bpl.machine.checkpoint import delete_checkpoint
+from bpl.machine.ending import Stopped, Watch
 from bpl.machine.run_lock import WAIT, RunBusy, only_here
 from bpl.paths import work_folder
 from bpl.recording import make_record
 from bpl.records import Record, RecordError, check_images, load_record, record_path, save_record, source_digest
 from bpl.runlog import logged
-from bpl.train import Start, Stopped, Trained, Watch, pretraining_of, train
+from bpl.train import Start, Trained, pretraining_of, train
 
 
 def run(
@@ -61,6 +62,7 @@ def run(
         Stopped: `watch` said so; the same call goes on from there.
         ValueError: images, config, checkpoint or an existing record cannot be used; the message says which and why.
         OSError: a file could not be written.
+        FloatingPointError, OutOfMemory, WorkerDied, ProcessLost: as of `bpl.train.train`.
     """
     folder, work = (None if place is None else Path(place) for place in (folder, work))
     processes.join(config)

@@ -1,8 +1,9 @@
 """What a run does, as it does it: one line of JSON an event, in ``log.jsonl`` of the run's work folder.
 
-Events are ``started``, ``dense`` (the run now needs the trained dense network, which has a log of its own), ``epoch``,
-``checkpoint``, ``finished``, ``stopped`` (it can go on) and ``failed``; all have ``time`` (UTC) and ``event``. The log
-is for looking at: what a run is worth is in its record, and a log that cannot be written stops no run.
+Events are ``started``, ``dense`` (the run now needs the trained dense network, which has a log of its own),
+``pretrained`` (it starts from a network that was trained on another data set), ``epoch``, ``checkpoint``, ``finished``,
+``stopped`` (it can go on) and ``failed``; all have ``time`` (UTC) and ``event``. The log is for looking at: what a run
+is worth is in its record, and a log that cannot be written stops no run.
 """
 
 import contextlib
@@ -19,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from bpl.config import RunConfig
-from bpl.machine.exit_codes import one_line
+from bpl.machine.ending import Stopped
 from bpl.machine.processes import rank
-from bpl.train import Stopped
+from bpl.shown import one_line
 
 LIMIT = 256 << 10  # bytes; some 1,000 epochs. Then the file becomes log.1.jsonl in place of the one before
 LONGEST_TRACEBACK = 8 << 10  # characters, the last ones

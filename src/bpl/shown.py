@@ -1,4 +1,4 @@
-"""Values of strangers in messages: a bounded number of characters, and of steps to get there.
+"""What messages say: values of strangers, in a bounded number of characters and of steps to get there, and errors.
 
 A grid or a description may hold a string of megabytes, or ten lists that hold each other ten times over, whose `repr`
 would fill the memory.
@@ -27,3 +27,30 @@ def shown(value: Any) -> str:
         return _SHORT.repr(value).replace("\n", " ")
     except ValueError:  # a whole number of thousands of digits, which Python refuses to write out
         return f"a {type(value).__name__} too long to show"
+
+
+def check_whole(what: str, value: Any, least: int) -> None:
+    """Raise an error for what is no whole number, or too small.
+
+    Args:
+        what: the value's name, for the message.
+        value: anything.
+        least: the smallest that is allowed.
+
+    Raises:
+        ValueError: not a whole number (a truth value is none), or below the smallest.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{what} is {shown(value)}: it must be a whole number of at least {least}")
+
+
+def one_line(error: BaseException) -> str:
+    """Why something failed, in one line for a log, a table or a terminal.
+
+    Args:
+        error: what was raised.
+
+    Returns:
+        The first line of its message; its type where it has none.
+    """
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -23,12 +23,12 @@ from bpl.data.streamed import death_said
 from bpl.machine import processes
 from bpl.machine.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from bpl.machine.compiled import Compiled
-from bpl.machine.exit_codes import TRY_AGAIN
+from bpl.machine.ending import Stopped, Watch
 from bpl.machine.finite import check_finite
 from bpl.machine.out_of_memory import out_of_memory_said
-from bpl.machine.sharing import check_shared
 from bpl.machine.synchronised import Synchronised
 from bpl.methods import REGISTRY, Batch, Material, Method, Training
+from bpl.methods.sharing import check_shared
 from bpl.models import build_model
 from bpl.pretrain import transfer
 from bpl.schedule import SCHEDULES, steps_an_epoch
@@ -36,14 +36,6 @@ from bpl.schedule import SCHEDULES, steps_an_epoch
 CHECKPOINT_SECONDS = 20.0  # between two checkpoints: this much work is lost to a kill
 CHECKPOINT_COST = 0.4  # seconds; where saving takes longer, it is done as much less often: 2 % of the time at most
 EVALUATION_BATCH = 256  # images
-
-Watch = Callable[[int, dict[str, float]], bool]
-
-
-class Stopped(Exception):
-    """A training was told to stop before its last epoch; where it has a checkpoint, it is that of the moment."""
-
-    exit_code = TRY_AGAIN
 
 
 @dataclass

@@ -21,7 +21,7 @@ from support import files_below, made_up_record
 
 from bpl.config import RunConfig
 from bpl.data import CARDS, DataError
-from bpl.data.download import _check_members, _unpack
+from bpl.data.download import _unpack, check_members
 from bpl.data.folders import decode, list_images
 from bpl.data.packed import open_packed
 from bpl.machine.checkpoint import _HEADER, _MAGIC, CheckpointError, load_checkpoint, save_checkpoint
@@ -137,7 +137,7 @@ def test_whatever_members_are_called_they_stay_inside(tmp_path, names):
     members = [zipfile.ZipInfo(name) for name in names]
     (tmp_path / "x.zip").write_bytes(b"x")
     try:
-        _check_members(members, tmp_path / "x.zip")
+        check_members(members, tmp_path / "x.zip")
     except DataError as error:
         assert "\n" not in str(error)
     else:

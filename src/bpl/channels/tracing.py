@@ -10,6 +10,7 @@ from torch import fx, nn
 from bpl.channels.operations import IN_PLACE_OPERATORS, MAKERS
 from bpl.channels.ordinary import is_identity_in_evaluation
 from bpl.partner_conv import PartnerConv2d
+from bpl.shown import one_line
 
 
 def _recorded(function: Callable) -> Callable:
@@ -85,7 +86,7 @@ class Tracer(fx.Tracer):
                 self.module_stack.popitem()
             name = self.path_of_module(module)
             self.closed = {part: why for part, why in self.closed.items() if not part.startswith(f"{name}.")}
-            self.closed[name] = in_one_line(error)
+            self.closed[name] = f"{type(error).__name__}: {one_line(error)}"
             return self.create_proxy("call_module", name, args, kwargs)
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
@@ -93,7 +94,3 @@ class Tracer(fx.Tracer):
         if isinstance(module, whole) or super().is_leaf_module(module, qualified_name):
             return True
         return self._takes_one_map and is_identity_in_evaluation(module)
-
-
-def in_one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"

@@ -16,7 +16,7 @@ from bpl.cli.knobs import unread, with_readers
 from bpl.cli.words import Positional
 from bpl.config import RunConfig
 from bpl.machine import exit_codes
-from bpl.machine.ending import on_sigterm
+from bpl.machine.ending import Stopped, on_sigterm
 from bpl.machine.processes import rank
 
 # The fields of RunConfig without its checks: the words are only read here, and the config itself says what is wrong
@@ -50,7 +50,6 @@ class Run:
     def __call__(self) -> int:
         from bpl.run import run
         from bpl.sweep import seconds_of
-        from bpl.train import Stopped
 
         if self.beside < 1:
             raise ValueError(f"--beside is {self.beside}: it must be at least 1")

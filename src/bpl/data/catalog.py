@@ -5,6 +5,8 @@ A fact that could not be checked is absent (``None`` or empty) instead of guesse
 
 from dataclasses import dataclass
 
+LARGEST_IMAGE = 1024  # pixels of height and width, in training and where images are classified
+
 
 class DataError(ValueError):
     """Something about the images, the split or the download is wrong; the message is one sentence for the user."""

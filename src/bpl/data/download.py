@@ -244,7 +244,7 @@ def _unpack(card: Card, archive: Path, target: Path, progress: bool) -> None:
         try:
             with zipfile.ZipFile(archive) as opened:
                 members = opened.infolist()
-                _check_members(members, archive)
+                check_members(members, archive)
                 for member in tqdm(members, desc="unpack", unit="file", disable=not progress, file=sys.stderr):
                     opened.extract(member, unpacked)
         except DataError:
@@ -267,7 +267,7 @@ def _unpack(card: Card, archive: Path, target: Path, progress: bool) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _check_members(members: list[zipfile.ZipInfo], archive: Path) -> None:
+def check_members(members: list[zipfile.ZipInfo], archive: Path) -> None:
     """Refuse whatever could write outside the folder, or fill the disk."""
     if len(members) > MAX_MEMBERS:
         raise DataError(f"'{archive.stem}' has {len(members):,} members; at most {MAX_MEMBERS:,} are allowed.")

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from bpl.data.catalog import Card, DataError
 from bpl.names import is_plain
+from bpl.paths import project_root
 from bpl.shown import shown
 
 SUFFIXES = frozenset({".tif", ".tiff", ".jpg", ".jpeg", ".png"})
@@ -68,9 +69,7 @@ def roots(data: str | Path | None = None) -> tuple[Path, ...]:
     if data is not None:
         return (Path(data).expanduser(),)
     found = [Path(os.environ["BPL_DATA"]).expanduser()] if os.environ.get("BPL_DATA") else []
-    checkout = Path(__file__).resolve().parents[3]
-    found.append((checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()) / "data")
-    return tuple(found)
+    return (*found, project_root() / "data")
 
 
 def open_root(root: Path) -> Traversable:

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from bpl.data.catalog import CARDS, DataError
-from bpl.data.download import _check_members
+from bpl.data.download import check_members
 from bpl.data.folders import MAX_PIXELS
 from bpl.data.image_set import find_real, list_known
 from bpl.data.splits import AITLAS_FOLDER, aitlas_files
@@ -186,7 +186,7 @@ def _tree(archive: Path) -> Tree:
     """An archive's members, sorted into folders; `ValueError` for what is not read."""
     with zipfile.ZipFile(archive) as opened:
         members = opened.infolist()
-    _check_members(members, archive)
+    check_members(members, archive)
     tree: Tree = {}
     for member in members:
         if member.flag_bits & _ENCRYPTED:

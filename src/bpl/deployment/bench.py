@@ -61,7 +61,7 @@ def survey(
         ratios: shares of the filters removed per layer.
         target: share of the dense network's latency (onnxruntime, batch 1) that hardware-aware widths have to meet.
         batch_sizes: images in a pass.
-        backends: what runs the networks: keys of `bpl.measure.BACKENDS`.
+        backends: what runs the networks: of `bpl.measure.BACKENDS`.
         rounds: rounds that count, in which all networks take turns.
         clock: one of `bpl.measure.CLOCKS`; on a machine that is shared ``processor``, and one thread.
         progress: show progress bars on standard error.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bpl.data import DataError, normalise
+from bpl.data.catalog import LARGEST_IMAGE
 from bpl.data.folders import DECODED_SUFFIXES, decode
 from bpl.deployment.shipped import find_shipped
 from bpl.export import FORMAT, ModelFileError, load_model, parse_description, read_description
@@ -24,7 +25,6 @@ from bpl.records import RecordError
 from bpl.shown import shown
 
 TOP = 5  # classes in a row
-LARGEST_IMAGE = 1024  # pixels of height and width, as in training
 LARGEST_STATISTIC = 1e6  # of mean and deviation, which are shares of white: in between 0 and 1, or close
 _WORKERS = 4  # threads that decode; Pillow releases the interpreter lock
 

@@ -11,6 +11,8 @@ import sys
 import torch
 from torch import Tensor, nn
 
+from bpl.shown import one_line
+
 MODES = ("off", "default", "reduce-overhead", "max-autotune")  # but for the first those of torch.compile
 
 
@@ -35,6 +37,5 @@ class Compiled(nn.Module):
                 return self.fast(x)
             except torch._dynamo.exc.TorchDynamoException as error:
                 self.failed = True
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                print(f"bpl: the network cannot be compiled and runs as it is: {reason}", file=sys.stderr)
+                print(f"bpl: the network cannot be compiled and runs as it is: {one_line(error)}", file=sys.stderr)
         return self.plain(x)

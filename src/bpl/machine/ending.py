@@ -1,17 +1,27 @@
-"""SIGTERM, which schedulers send some seconds before they kill: training stops after its epoch, with a checkpoint.
+"""A training that stops before its end: asked to, or by SIGTERM, which schedulers send some seconds before they kill.
 
 Where several processes share a run, each takes the signal for itself, and one that was asked stops them all.
 
-A checkpoint is the state between two epochs, so the epoch under way is finished first. Where a scheduler's patience is
-shorter than an epoch, its kill leaves the checkpoint before: the training loop saves one every 20 seconds or so.
+It stops after its epoch, with a checkpoint: that is the state between two epochs, so the one under way is finished
+first. Where a scheduler's patience is shorter than an epoch, its kill leaves the checkpoint before: the training loop
+saves one every 20 seconds or so.
 """
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from bpl.machine.exit_codes import TERMINATED
+from bpl.machine.exit_codes import TERMINATED, TRY_AGAIN
+
+# What a training asks after every epoch, with the number of epochs done and the values of the last: whether to stop.
+Watch = Callable[[int, dict[str, float]], bool]
+
+
+class Stopped(Exception):
+    """A training was told to stop before its last epoch; where it has a checkpoint, it is that of the moment."""
+
+    exit_code = TRY_AGAIN
 
 
 class Terminated(SystemExit):

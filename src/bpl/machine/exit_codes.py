@@ -23,15 +23,3 @@ MEANING = (
     "Exit codes: 0 done, 1 failed, 2 wrong usage, 75 not done yet (the time budget is over, another process is at "
     "work, a connection broke off; start it again), 130 ended by Ctrl-C, 143 ended by SIGTERM."
 )
-
-
-def one_line(error: BaseException) -> str:
-    """Why something failed, in one line for a log, a table or a terminal.
-
-    Args:
-        error: what was raised.
-
-    Returns:
-        The first line of its message; its type where it has none.
-    """
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -8,8 +8,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from bpl.machine import processes
+from bpl.machine.ending import Stopped, Watch
 from bpl.machine.exit_codes import TRY_AGAIN
-from bpl.train import Stopped, Watch
 
 LOOKS = 3  # at a run's lock before it counts as held: `is_held` holds it too, for an instant
 WAIT = 1.0  # seconds between two looks at the lock of a run that is waited for
@@ -28,7 +28,7 @@ def only_here(place: Path, wait: bool = False, watch: Watch | None = None) -> It
     Args:
         place: the run's folder; it is made.
         wait: where another process holds it, wait until it lets go.
-        watch: asked while it waits, as of `bpl.train.train` for epoch 0.
+        watch: asked while it waits, as in training, for epoch 0.
 
     Raises:
         RunBusy: another process holds it.

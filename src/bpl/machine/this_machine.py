@@ -2,6 +2,7 @@
 
 import os
 import platform
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import torch
 
 def machine() -> dict[str, Any]:
     """What a time depends on besides the network."""
-    from importlib.metadata import PackageNotFoundError, version
 
     def version_of(package: str) -> str | None:
         try:

@@ -115,7 +115,7 @@ class Pruned(Method):
         return slim(model, self.masks)
 
     def at_size(self, training: Training) -> bool:
-        return self.frozen or self.config.mask in LEAKING_MASKS or training.epoch == training.epochs
+        return self.frozen or self.config.mask in LEAKING_MASKS
 
     def finish(self, model: nn.Module) -> nn.Module:
         fused = fuse_partners(model)

@@ -28,7 +28,7 @@ from bpl.distill import distillation_loss
 from bpl.fista import Fista, fista_step, shrink_nonnegative, threshold_to_sum
 from bpl.measure import count_macs
 from bpl.methods.base import Batch, Material, Method, Training
-from bpl.models import build_model
+from bpl.models import build_model, classifier_name
 from bpl.partner import replace_module
 from bpl.pruning import prune_masks, slim
 from bpl.residual_blocks import branch_costs, fold_masks, mask_blocks, remove_blocks, residual_blocks
@@ -51,7 +51,7 @@ class OnlineEnsemble(nn.Module):
     def __init__(self, networks: list[nn.Module]):
         super().__init__()
         self.masks = nn.Parameter(torch.ones(len(residual_blocks(networks[0]))))
-        self.classifier_name = [n for n, m in networks[0].named_modules() if isinstance(m, nn.Linear)][-1]
+        self.classifier_name = classifier_name(networks[0])
         self.classifiers = nn.ModuleList(network.get_submodule(self.classifier_name) for network in networks)
         for network in networks:
             replace_module(network, self.classifier_name, nn.Identity())

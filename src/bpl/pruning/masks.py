@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bpl.channels import ChannelGraph, Channels
 from bpl.partner_conv import PartnerConv2d, fold_norm
 from bpl.pruning.criteria import CRITERIA, Filters
-from bpl.shown import shown
+from bpl.shown import check_whole, shown
 
 SCOPES = ("inner", "all")
 
@@ -119,8 +119,9 @@ def prune_masks(
         the conv before it.
 
     Raises:
-        ValueError: ratio outside [0, 1), round_to below 1, unknown criterion or scope, widths that do not fit, or
-            nothing that can be pruned.
+        TypeError: the model is no network.
+        ValueError: ratio outside [0, 1), round_to below 1, unknown criterion or scope, widths that do not fit, nothing
+            that can be pruned, or a forward pass that cannot be traced.
     """
     if criterion not in CRITERIA:
         raise ValueError(f"unknown criterion {criterion!r}: allowed are {', '.join(CRITERIA)}")
@@ -212,8 +213,7 @@ def choose_masks(
     """
     if not (isinstance(ratio, Real) and 0 <= ratio < 1):
         raise ValueError(f"ratio is {shown(ratio)}: the share of filters removed must be at least 0 and less than 1")
-    if not isinstance(round_to, int) or round_to < 1:
-        raise ValueError(f"round_to is {round_to!r}: it must be a whole number of at least 1")
+    check_whole("round_to", round_to, 1)
     sets = prunable_sets(graph, scope)
     if not sets:
         raise ValueError(_nothing_to_prune(graph, scope))

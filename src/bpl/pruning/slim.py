@@ -26,7 +26,8 @@ def slim(model: nn.Module, masks: dict[str, Tensor]) -> nn.Module:
         with these masks applied. Where the model has partners, so has the new one.
 
     Raises:
-        ValueError: a mask that does not fit the model.
+        TypeError: the model is no network.
+        ValueError: a mask that does not fit the model, or a forward pass that cannot be traced.
     """
     small = copy_of(model)
     graph = ChannelGraph(small)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from bpl.pruning.masks import joint_score, kept_filters
+from bpl.shown import check_whole
 
 STEPS = 16  # widths to choose from, for each set
 _BISECTIONS = 24
@@ -44,8 +45,7 @@ def width_options(size: int, round_to: int = 1) -> list[int]:
     Raises:
         ValueError: round_to is below 1.
     """
-    if not isinstance(round_to, int) or round_to < 1:
-        raise ValueError(f"round_to is {round_to!r}: it must be a whole number of at least 1")
+    check_whole("round_to", round_to, 1)
     return sorted({size} | {kept_filters(size, 1 - step / STEPS, round_to) for step in range(1, STEPS)})
 
 

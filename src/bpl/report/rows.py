@@ -77,7 +77,7 @@ class Row:
     @property
     def label(self) -> str:
         """Method and variant, for readers."""
-        return ", ".join([LABELS.get(self.method, self.method), *self.said.values()])
+        return ", ".join([LABELS[self.method], *self.said.values()])
 
     @property
     def source(self) -> str:
@@ -262,21 +262,20 @@ def group(records: Iterable[Record]) -> list[Row]:
     rows = []
     for key, members in groups.items():
         config = dict(key)
-        same_method = [dict(other) for other in groups if dict(other)["method"] == config["method"]]
         ordered = tuple(sorted(members, key=lambda r: r.config["seed"]))
         if config["target"] is not None and len({tuple(record.widths.items()) for record in members}) > 1:
             raise ReportError(
                 f"the seeds of target {config['target']} are networks of different widths, so they are no one row: the "
                 "widths were measured more than once; make all seeds on one machine with one work folder"
             )
-        rows.append(Row(config, _apart(config, same_method), ordered))
+        rows.append(Row(config, {}, ordered))
     methods = list(LABELS)
 
     def place(row: Row) -> tuple:
-        known = methods.index(row.method) if row.method in methods else len(methods)
-        return row.method != "dense", row.ratio, known, row.config["diversity_weight"] or 0.0, row.variant
+        weight = row.config["diversity_weight"] or 0.0
+        return row.method != "dense", row.ratio, methods.index(row.method), weight, row.variant
 
-    return sorted(rows, key=place)
+    return sorted(named_among(rows), key=place)
 
 
 def _apart(config: dict[str, Any], others: list[dict[str, Any]]) -> dict[str, str]:

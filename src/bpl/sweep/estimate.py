@@ -41,7 +41,7 @@ _STEP: dict[str, Callable[[int, int, int, int], tuple[int, int]]] = {
     "kd": lambda d, n, p, s: (3 * n + d, 3 * n + d),
     "self_kd": lambda d, n, p, s: (4 * n, 4 * n),  # shallow classifiers included
     "compact_kd": lambda d, n, p, s: (4 * d, 4 * d),
-    "oed": lambda d, n, p, s: (6 * d, 6 * d),  # two copies
+    "oed": lambda d, n, p, s: (3 * d, 3 * d),  # of each copy
     "fcs_mlft": lambda d, n, p, s: (6 * n, 6 * n),  # two peers
     "ddsl": lambda d, n, p, s: (6 * d, 6 * d),
 }
@@ -59,7 +59,8 @@ def training_macs(config: RunConfig, images: int, classes: int) -> int:
         config.arch, config.width, config.image_size, classes, config.ratio, config.scope or "inner",
         config.round_to or 1, config.partner or "same",
     )  # fmt: skip
-    before, after = _STEP[config.method](dense, narrow, partners, slimmed)
+    step = _STEP[config.method](dense, narrow, partners, slimmed)
+    before, after = (macs * (config.copies or 1) for macs in step)
     seen = images_an_epoch(images, config.batch_size)
     shrunk = config.epochs if config.slim_at in (None, "none") or config.mask in LEAKING_MASKS else config.slim_at
     shrunk = config.freeze_epoch if shrunk == "freeze" else shrunk

@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from bpl.machine.ending import Terminated
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 Report = Callable[[str], None]
@@ -95,7 +97,7 @@ def _work(perform: Callable, job: Any, threads: int, connection: Connection) -> 
 
 def _interrupt(*_: object) -> None:
     """Ends the process by way of every `finally`, so that no temporary file stays."""
-    raise SystemExit(128 + signal.SIGTERM)
+    raise Terminated
 
 
 def _end_with_parent() -> None:

@@ -27,17 +27,15 @@ from tqdm import tqdm
 
 from bpl.config import RunConfig
 from bpl.data import load_images
-from bpl.machine.ending import on_sigterm
-from bpl.machine.exit_codes import one_line
+from bpl.machine.ending import Stopped, on_sigterm
 from bpl.machine.run_lock import RunBusy
 from bpl.records import check_images, load_record, record_path
 from bpl.run import run
-from bpl.shown import shown
+from bpl.shown import one_line, shown
 from bpl.sweep.bundle import write_bundle
 from bpl.sweep.durations import Durations, in_words
 from bpl.sweep.grid_file import GridError, read_grid_file
 from bpl.sweep.jobs import ProcessDied, Report, side_by_side
-from bpl.train import Stopped
 
 MOST_RUNS = 20_000  # of a grid: ten lists of ten values each would be ten thousand million
 
