@@ -114,6 +114,13 @@ def test_one_sentence_says_how_far_a_row_comes_and_what_that_is_against_its_cont
     assert "No run is recorded" in repr(report.reached(None, "Ours", {"dense": dense}))
 
 
+def test_a_row_that_was_trained_for_longer_has_no_place_in_a_ranking() -> None:
+    runs = [row_of("scratch", (70.0, 70.5, 70.0)), row_of("kd", (72.0,) * 3), row_of("kd", (90.0,) * 3, epochs=120)]
+    rows = report.group(itertools.chain.from_iterable(row.records for row in runs))
+    said = repr(report.ranking(rows))
+    assert "teacher epochs 60 (+1.83)" in said and "120" not in said
+
+
 def test_the_mean_over_classes_stands_where_all_have_it_and_it_says_something_else() -> None:
     def table(*means: float | None) -> str:
         records = [record for row in (row_of("dense", (70.0,)), row_of("bpl", (60.0,))) for record in row.records]

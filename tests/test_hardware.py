@@ -113,6 +113,8 @@ def test_a_layers_output_and_traffic():
     assert LAYER.at(3, 5).macs == 5 * 3 * 9 * 25
     depthwise = Layer(8, 8, (3, 3), (1, 1), (1, 1), (1, 1), 8, (9, 9))
     assert depthwise.at(5, 5).groups == 5 and depthwise.at(5, 5).macs == 5 * 9 * 81
+    doubling = Layer(8, 16, (3, 3), (1, 1), (1, 1), (1, 1), 8, (9, 9))  # two filters for every channel
+    assert doubling.at(5, 10).groups == 5 and doubling.at(5, 10).macs == 10 * 9 * 81
 
 
 @pytest.mark.parametrize(("arch", "scope"), [("resnet50", "inner"), ("mobilenet_v2", "all"), ("vgg16_bn", "inner")])

@@ -90,6 +90,7 @@ def test_a_fresh_network_neither_vanishes_nor_explodes(name):
         ({"num_classes": 2.0}, "num_classes is 2.0: .*whole number"),
         ({"image_size": 31}, "image_size is 31: .*at least 32"),
         ({"width": 0}, "width is 0: .*at least 1"),
+        ({"width": True}, "width is True: .*whole number"),
         ({"width": "8"}, "width is '8'"),
     ],
 )

@@ -117,11 +117,13 @@ def test_what_must_hold_of_a_live_run_stops_the_page_where_it_does_not(tmp_path:
         notebook.check_shipped(config, SimpleNamespace(equivalence={"relative_error": apart}, cost=cost), file, 5)
 
     check()
-    assert "MACs: as counted" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "MACs: as counted" in printed and "Outputs: those of the trained network" in printed
     with pytest.raises(AssertionError, match=r"logits are 2\.0e-05 apart"):
         check(apart=2e-5)
     leaking = dataclasses.replace(config, method="bpl", mask="released")
     check(leaking, apart=2e-5)  # known of these masks, and said on their page
+    assert "Outputs: not compared" in capsys.readouterr().out
     with pytest.raises(AssertionError, match="the record says"):
         check(macs=macs + 1)
     bpl.save_model(network, tmp_path / "dense.safetensors")

@@ -139,9 +139,9 @@ def ranking(rows: list[Row]) -> Markdown:
             continue
         reduction = percent_change(-scratch.macs_reduction)
         methods = [row for row in rows if row.ratio == ratio and row.method not in ("dense", "scratch")]
-        held = [(row, control(rows, row, "scratch")) for row in methods]
-        # a row that was trained for longer has a control of its own, and no place below this one
-        values = [(row, row.difference(other, among=rows)) for row, other in held if other is None or other is scratch]
+        # a row that was trained otherwise, for longer say, has another control or none, and no place below this one
+        held = [row for row in methods if control(rows, row, "scratch") is scratch]
+        values = [(row, row.difference(scratch, among=rows)) for row in held]
         usual += _left(values, reduction)
         items.append(
             f"**{reduction} % MACs** (ratio {ratio:g}), against the narrow network "
