@@ -184,21 +184,23 @@ def test_fewer_than_five_pairs_have_the_scatter_of_all_arms_where_theirs_is_smal
     assert agree.low == pytest.approx(1 - (floored.high - floored.mean))  # where pairs agree, others know a scatter
     noisy = {0: 0.0, 1: 50.0, 2: -50.0}
     own, wide = (report.paired_difference(noisy, control, scatter=one) for one in (None, scatter))
-    quantiles = stats.t.ppf(0.975, [scatter.freedom, 2])
-    assert (wide.high - wide.low) / (own.high - own.low) == pytest.approx(quantiles[0] / quantiles[1])
+    assert wide == own  # an arm that scatters more than the others is not helped by what they know
     many = [{seed: value + 0.1 * (seed % 2) for seed in range(5)} for value in (1.0, 0.0)]
     many[0][0] += 0.1
     assert report.paired_difference(*many, scatter=scatter) == report.paired_difference(*many)
 
 
-def test_the_false_finds_of_three_pairs_among_six_arms_are_as_rare_as_they_should_be() -> None:
+@pytest.mark.parametrize("wild", [1.0, 2.0, 4.0])
+def test_the_false_finds_of_three_pairs_among_six_arms_are_about_as_rare_as_they_should_be(wild: float) -> None:
+    """Of an arm that scatters as the others, twice and four times as much."""
     rng = np.random.default_rng(0)
     found = []
-    for _ in range(400):
-        arms = [dict(enumerate(values)) for values in rng.normal(size=(6, 3)) + rng.normal(size=3)]
-        scatter = scatter_of(arms)
-        found += [report.paired_difference(arm, arms[0], scatter=scatter).beyond_chance for arm in arms[1:]]
-    assert 0.005 < np.mean(found) < 0.05
+    for _ in range(1000):
+        noise = rng.normal(size=(6, 3))
+        noise[0] *= wild
+        arms = [dict(enumerate(values)) for values in noise + rng.normal(size=3)]
+        found.append(report.paired_difference(arms[0], arms[1], scatter=scatter_of(arms)).beyond_chance)
+    assert 0.01 < np.mean(found) < 0.08
 
 
 def test_claims_on_several_data_sets_are_combined_as_fisher_does(results: Path) -> None:

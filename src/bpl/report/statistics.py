@@ -12,7 +12,8 @@ Few seeds bear few claims, so the tools say what they cannot do:
 - Of three pairs the scatter is hardly known: among many comparisons those whose pairs happen to agree look sure, and a
   large difference whose pairs do not is lost to the 2 degrees of freedom. Where several arms have run at the same
   seeds, the scatter of all of them (`scatter_of`), as in an analysis of variance, is better known. With fewer than five
-  pairs it takes the place of their own, or their own where that is larger, with its degrees of freedom.
+  pairs it takes the place of their own where theirs is smaller. Where theirs is larger the arm may be one that scatters
+  more than others do, so it stands alone, with its own degrees of freedom.
 - Seeds deal the same images anew, so their training and test parts overlap, and t on the pairs speaks of dealing these
   images once more. What it says of new images is corrected by how much of a deal is tested (Nadeau and Bengio 2003).
 """
@@ -206,8 +207,8 @@ def paired_difference(
         dealt: test images over training images of a deal, for what the difference says of new images (Nadeau and
             Bengio 2003, the corrected resampled t test: the variance of the mean is s**2 * (1 / n + dealt)); 0 for what
             it says of dealing these images once more.
-        scatter: that of several arms, these two among them. With fewer than five pairs it takes the place of theirs
-            unless theirs is larger (a difference of two runs has twice their variance), with its degrees of freedom.
+        scatter: that of several arms, these two among them. With fewer than five pairs it takes the place of theirs,
+            degrees of freedom included, unless theirs is larger (a difference of two runs has twice their variance).
 
     Returns:
         The difference over the seeds that both have; None where there is no such seed.
@@ -221,8 +222,8 @@ def paired_difference(
     if n < FEWEST:
         return Difference(n, mean, None, None, None)
     deviation, freedom = float(pairs.std(ddof=1)), n - 1
-    if n < FEW and scatter is not None:
-        deviation, freedom = max(deviation, math.sqrt(2) * scatter.deviation), scatter.freedom
+    if n < FEW and scatter is not None and deviation < math.sqrt(2) * scatter.deviation:
+        deviation, freedom = math.sqrt(2) * scatter.deviation, scatter.freedom
     if deviation < 1e-12:  # t has no scale: n values that agree are no proof of zero scatter
         return Difference(n, mean, None, None, None)
     error = deviation * math.sqrt(1 / n + dealt)

@@ -153,5 +153,5 @@ def _one_side(mean: float, deviation: float, limit: float, recorded: int) -> str
     for n in range(FEWEST, _MOST_SEEDS):
         if float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * deviation / math.sqrt(n) < abs(mean - limit):
             reach = f"{n} pairs put the whole interval {side} {points(limit)}"
-            return f"With this mean and scatter, {reach}; we have {recorded}."
+            return f"If mean and scatter stayed as they are, {reach}; we have {recorded}."
     return f"The mean lies so near {points(limit)} that no number of runs one could make would decide on which side."
