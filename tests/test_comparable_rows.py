@@ -114,6 +114,15 @@ def test_one_sentence_says_how_far_a_row_comes_and_what_that_is_against_its_cont
     assert "No run is recorded" in repr(report.reached(None, "Ours", {"dense": dense}))
 
 
+@pytest.mark.parametrize("network", [{}, {"arch": "mobilenet_v2", "width": 16}])
+@pytest.mark.parametrize("epochs", [(60, 120), (20, 100)])
+def test_of_several_trainings_a_method_is_shown_by_the_usual_or_the_shortest(network: dict, epochs: tuple) -> None:
+    runs = [row_of("scratch", (70.0,), epochs=number, **network) for number in epochs]
+    rows = report.group(itertools.chain.from_iterable(row.records for row in runs))
+    assert report.find(rows, "scratch", 0.7).config["epochs"] == epochs[0]
+    assert report.find(rows, "scratch", 0.5) is None
+
+
 def test_a_row_that_was_trained_for_longer_has_no_place_in_a_ranking() -> None:
     runs = [row_of("scratch", (70.0, 70.5, 70.0)), row_of("kd", (72.0,) * 3), row_of("kd", (90.0,) * 3, epochs=120)]
     rows = report.group(itertools.chain.from_iterable(row.records for row in runs))

@@ -312,7 +312,7 @@ def named_among(rows: list[Row]) -> list[Row]:
 
 
 def find(rows: list[Row], method: str, ratio: float | None = None) -> Row | None:
-    """The row of a method: with its default settings if recorded (however trained, if need be), else the first.
+    """The row of a method: with its default settings if recorded, else trained otherwise, for few epochs first.
 
     Args:
         rows: the rows of one table.
@@ -323,8 +323,11 @@ def find(rows: list[Row], method: str, ratio: float | None = None) -> Row | None
         The row, or None where the method is not recorded at this ratio.
     """
     found = [row for row in rows if row.method == method and ratio in (None, row.ratio)]
-    by_preference = sorted(found, key=lambda row: (not row.is_default, not row.is_default_method))  # stable
-    return by_preference[0] if found else None
+
+    def departs(row: Row) -> tuple[bool, bool, int]:
+        return not row.knobs.keys() <= set(_COMMON), not row.is_default_method, row.config["epochs"]
+
+    return min(found, key=departs, default=None)
 
 
 def control(rows: list[Row], row: Row, method: str) -> Row | None:
