@@ -85,7 +85,7 @@ def test_what_may_be_meant_to_be_part_of_a_set_of_ones_own_is_counted_aloud(tmp_
     (tree / "b" / "b00.png").rename(tree / "b" / "b00.bmp")
     (tree / "b" / "more").mkdir()
     load_images(str(tree), 8)
-    said = f"in the class folders of '{tree}', 2 images with the suffixes .bmp, .webp and 1 folders are passed over: "
+    said = f"passed over in the class folders of '{tree}': 2 images of other suffixes (.bmp, .webp) and 1 folder. "
     assert said in capsys.readouterr().err
     load_images(str(tree), 8, progress=False)
     assert "passed over" not in capsys.readouterr().err

@@ -10,6 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn import functional as F
 
+from bpl.data import DataError, load_images
 from bpl.data.synthetic import CLASSES, draw_scenes
 
 PER_CLASS, TRAIN_PER_CLASS = 100, 70
@@ -26,6 +27,11 @@ def test_classes_are_uc_merceds():
     assert len(CLASSES) == 21
     assert list(CLASSES) == sorted(set(CLASSES))
     assert {"agricultural", "denseresidential", "storagetanks", "tenniscourt"} <= set(CLASSES)
+
+
+def test_real_images_of_the_drawn_set_are_refused():
+    with pytest.raises(DataError, match="data is 'real', but the data set 'synthetic' is drawn"):
+        load_images("synthetic", 8, data="real")
 
 
 @pytest.mark.parametrize("size", [1, 17, 64, 128])

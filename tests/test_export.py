@@ -88,6 +88,31 @@ def kind_of(module: nn.Module) -> type | list[type]:
     return list(type(module).__bases__) if is_parametrized(module) else type(module)
 
 
+@pytest.mark.parametrize(
+    ("use", "said"),
+    [
+        ({"classes": "abcde"}, "classes is 'abcde', one text: it must be a list of class names"),
+        ({"classes": ["a", "b", "a"]}, "classes has 'a' twice"),
+        ({"classes": ["a", 3]}, "classes has 3: a name must be one line of text"),
+        ({"mean": [float("nan")] * 3}, r"mean is \[nan, nan, nan\]: it must be finite numbers, one a channel"),
+        ({"std": [0.2, 0.2, 0.0]}, r"std is \[0.2, 0.2, 0.0\]: it must be finite numbers above 0"),
+    ],
+)
+def test_a_description_that_prediction_would_refuse_is_not_written(use, said, tmp_path):
+    net = bpl.build_model("resnet18", 3, 32, width=8)
+    with pytest.raises(ValueError, match=said):
+        bpl.save_model(net, tmp_path / "net", **use)
+    with pytest.raises(ValueError, match=said):
+        bpl.export_onnx(net, tmp_path / "net.onnx", 32, **use)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_original_that_is_no_network_is_named(tmp_path):
+    bpl.save_model(Tied(), tmp_path / "net")
+    with pytest.raises(TypeError, match="the model is 'x', a str"):
+        bpl.load_model(tmp_path / "net", "x")
+
+
 class Tied(nn.Module):
     """Two convolutions with one weight, each with a normalisation of its own."""
 

@@ -783,6 +783,7 @@ def test_a_depthwise_convolution_shares_the_mask_of_the_one_before():
         ({"round_to": 0}, "round_to is 0: .*at least 1"),
         ({"round_to": 2.5}, "round_to is 2.5: .*whole number"),
         ({"criterion": "l3"}, "unknown criterion 'l3': allowed are l1, l2, fpgm, gamma, folded-l2, random"),
+        ({"criterion": ["l1"]}, "unknown criterion"),
         ({"scope": "outer"}, "unknown scope 'outer': allowed are inner, all"),
     ],
 )

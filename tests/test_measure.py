@@ -51,7 +51,10 @@ def test_at_least_five_passes_and_as_many_as_the_time_allows():
     ("options", "message"),
     [
         ({"backend": "tpu"}, "unknown backend 'tpu': allowed are eager, compile, onnxruntime"),
-        ({"batch_size": 0}, "batch_size is 0: it must be at least 1"),
+        ({"batch_size": 0}, "batch_size is 0: it must be a whole number of at least 1"),
+        ({"warm_up": -1}, "warm_up is -1: it must be a whole number of at least 0"),
+        ({"seconds": -1.0}, "seconds is -1.0: it must be a number of at least 0"),
+        ({"seconds": "a"}, "seconds is 'a': it must be a number of at least 0"),
     ],
 )
 def test_a_bad_option_is_named_with_what_is_allowed(options, message):
@@ -120,7 +123,7 @@ def test_channels_that_no_convolution_tells_can_be_said(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(bpl.export_onnx(model, tmp_path / "net.onnx", 8, channels=2))
     assert session.get_inputs()[0].shape[1:] == [2, 8, 8]
-    with pytest.raises(ValueError, match="channels is 0: an image has at least 1"):
+    with pytest.raises(ValueError, match="channels is 0: it must be a whole number of at least 1"):
         bpl.count_macs(model, 8, channels=0)
 
 
@@ -149,5 +152,12 @@ def test_a_module_without_parameters_has_no_macs():
 
 
 def test_an_image_without_pixels_is_refused():
-    with pytest.raises(ValueError, match="image_size is -3: it must be at least 1 pixel"):
-        bpl.count_macs(bpl.build_model("resnet18", 5, 32, width=8), -3)
+    for size in (-3, "32", (32, 32)):
+        with pytest.raises(ValueError, match="image_size is .*: it must be a whole number of at least 1"):
+            bpl.count_macs(bpl.build_model("resnet18", 5, 32, width=8), size)
+
+
+def test_what_is_no_network_is_named():
+    for counted in (bpl.count_params, lambda model: bpl.count_macs(model, 8)):
+        with pytest.raises(TypeError, match="the model is None, a NoneType"):
+            counted(None)

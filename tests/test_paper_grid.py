@@ -146,6 +146,16 @@ def test_a_data_set_of_unknown_size_is_refused_by_name(tree):
         estimate([[RunConfig("rsd46", "dense")]])
 
 
+@pytest.mark.parametrize(("option", "value"), [("--price", "2.5"), ("--chip", "H100")])
+def test_a_price_without_an_estimate_runs_nothing(tmp_path, places, capsys, option, value):
+    (tmp_path / "grid.yaml").write_text("- {dataset: ucm, method: [dense, bpl], width: 8}\n")
+    with pytest.raises(SystemExit) as ended:
+        main(["sweep", str(tmp_path / "grid.yaml"), option, value])
+    assert ended.value.code == 2
+    assert f"{option} is {value}: it is allowed with --estimate only" in capsys.readouterr().err
+    assert not (places / "results").exists()
+
+
 def test_sweep_prints_the_estimate_and_runs_nothing(tmp_path, places, capsys):
     (tmp_path / "grid.yaml").write_text("- {dataset: ucm, method: [dense, bpl], width: 8}\n")
     with pytest.raises(SystemExit) as ended:

@@ -301,7 +301,10 @@ def test_an_empty_folder_a_missing_path_and_a_bad_batch_size(command, files, fol
         command, r"folder '.*empty' holds no images: \.apng", files / "net.onnx", folder, tmp_path / "empty", *table
     )
     refused(command, r"gone\.png' is neither a file nor a folder", files / "net.onnx", tmp_path / "gone.png", *table)
-    refused(command, "batch_size is 0: it must be at least 1", files / "net.onnx", folder, "--batch-size", 0, *table)
+    refused(
+        command, "batch_size is 0: it must be a whole number", files / "net.onnx", folder, "--batch-size", 0, *table
+    )
+    refused(command, "batch_size is 0: it must be a whole number", files / "net.onnx", folder, "--batch-size", 0)
     refused(command, "its folder does not exist", files / "net.onnx", folder, "--csv", tmp_path / "no" / "table.csv")
     assert not (tmp_path / "table.csv").exists()
 

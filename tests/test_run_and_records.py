@@ -446,6 +446,7 @@ def test_records_are_filtered_by_value_and_by_list(folder):
     assert len(load_records(folder, dataset="ucm", source="real")) == 4
     assert len(load_records(folder, method=["bpl", "sfp"], seed=1)) == 2
     assert len(load_records(folder, method="fpgm")) == 0
+    (folder / "none").mkdir()
     assert list(load_records(folder / "none", macs=1)) == list(load_records(folder))  # the same columns, no row
     assert len(load_records(folder, seed=range(1))) == len(load_records(folder, seed=np.array([0]))) == 4
     assert len(load_records(folder, method=frozenset(["sfp"]))) == 2
@@ -476,14 +477,13 @@ def test_an_unknown_column_is_refused_with_the_allowed_ones(folder):
         load_records(folder, methd="bpl")
 
 
-@pytest.mark.parametrize("name", ["empty", "missing"])
-def test_no_records_are_an_empty_table_that_can_be_filtered(tmp_path, name):
-    if name == "empty":
-        (tmp_path / name).mkdir()
-    table = load_records(tmp_path / name, dataset="ucm", source="real")
+def test_no_records_are_an_empty_table_that_can_be_filtered(tmp_path):
+    table = load_records(tmp_path, dataset="ucm", source="real")
     assert isinstance(table, pandas.DataFrame)
     assert len(table) == 0
     assert "ratio" in table
+    with pytest.raises(RecordError, match="results folder .*missing does not exist"):
+        load_records(tmp_path / "missing")
 
 
 def test_records_come_in_the_order_of_their_paths(folder):

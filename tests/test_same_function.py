@@ -101,6 +101,14 @@ class InAnUnknownObject(Net):
         return Hidden(super().forward(x))
 
 
+def test_no_image_is_no_comparison():
+    nets = [bpl.build_model("resnet18", 5, 32, width=8) for _ in range(2)]
+    with pytest.raises(ValueError, match=r"nothing to compare: the outputs, of shape \[\(0, 5\)\], have no element"):
+        bpl.check_same(*nets, images(0, SIZE, dtype=torch.float32))
+    with pytest.raises(TypeError, match="the model is 'x', a str"):
+        bpl.check_same("x", nets[0], images(size=SIZE, dtype=torch.float32))
+
+
 def test_an_output_that_cannot_be_looked_into_is_refused():
     model = InAnUnknownObject().double()
     with pytest.raises(ValueError, match="nothing to compare: the output of the network, a Hidden, has no tensor"):

@@ -1,6 +1,7 @@
 """The small network as files: safetensors + a JSON of widths. Nothing in them is ever executed."""
 
 import json
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +13,10 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from bpl.copies import check_is_bare
+from bpl.copies import check_is_bare, check_is_network
 from bpl.machine.atomic import write_together
 from bpl.models import build_model
+from bpl.names import is_plain
 from bpl.norm_act import take_apart
 from bpl.partner import partner_blocks, replace_module
 from bpl.pruning.zeros import masks_of_zeros
@@ -126,7 +128,7 @@ def save_model(
         The path of the weights.
 
     Raises:
-        ValueError: the network still has partners.
+        ValueError: the network still has partners, or class names, mean or deviation cannot be.
         OSError: a file could not be written.
     """
     refuse_unfused(model)
@@ -156,7 +158,22 @@ def describe_use(
 
     Returns:
         Plain values: format, version, arch (None for a network of one's own), classes, mean, std.
+
+    Raises:
+        ValueError: class names that are no names or not distinct, or a mean or deviation that cannot be.
     """
+    if isinstance(classes, str):
+        raise ValueError(f"classes is {shown(classes)}, one text: it must be a list of class names")
+    names = list(classes or ())
+    for name in names:
+        if not isinstance(name, str) or not is_plain(name):
+            raise ValueError(f"classes has {shown(name)}: a name must be one line of text")
+        if names.count(name) > 1:
+            raise ValueError(f"classes has {shown(name)} twice: its logits could not be told apart")
+    for what, values, least in (("mean", mean, -math.inf), ("std", std, 0)):
+        if values is not None and not all(math.isfinite(value) and value > least for value in values):
+            kind = "finite numbers" if what == "mean" else "finite numbers above 0"
+            raise ValueError(f"{what} is {shown(list(values))}: it must be {kind}, one a channel")
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -230,7 +247,10 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> nn.Module:
 
     Raises:
         ModelFileError: files missing, corrupt, of another version, or not fitting the network.
+        TypeError: the original is no network.
     """
+    if model is not None:
+        check_is_network(model)
     description = read_description(path)
     weights, file = _files(Path(path))
     try:

@@ -1,5 +1,6 @@
 """What a network costs: multiply-accumulates, parameters, time."""
 
+import math
 import os
 import statistics
 import time
@@ -12,8 +13,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bpl.copies import copy_of, without_values
-from bpl.shown import one_line
+from bpl.copies import check_is_network, copy_of, without_values
+from bpl.shown import check_whole, one_line, shown
 
 BACKENDS = ("eager", "compile", "onnxruntime")
 CLOCKS = ("wall", "processor")
@@ -52,8 +53,7 @@ def pass_shapes(shapes: nn.Module, channels: int, image_size: int) -> None:
     Raises:
         ValueError: a size below 1, or an image that the network does not take.
     """
-    if image_size < 1:
-        raise ValueError(f"image_size is {image_size}: it must be at least 1 pixel")
+    check_whole("image_size", image_size, 1)
     dtype = next((parameter.dtype for parameter in shapes.parameters()), None)
     try:
         with torch.device("meta"):  # what the forward pass makes of numbers has no values either
@@ -97,8 +97,7 @@ def image_channels(model: nn.Module, image_size: int, channels: int | None = Non
         ValueError: channels below 1.
     """
     if channels is not None:
-        if channels < 1:
-            raise ValueError(f"channels is {channels}: an image has at least 1")
+        check_whole("channels", channels, 1)
         return channels
     convs = (module for module in model.modules() if isinstance(module, nn.Conv2d))
     channels = next((conv.in_channels for conv in convs), 3)
@@ -149,7 +148,15 @@ def macs_of_modules(model: nn.Module, image_size: int, channels: int | None = No
 
 
 def count_params(model: nn.Module) -> int:
-    """Number of parameters of a network, biases and batch normalisation included, buffers not."""
+    """Number of parameters of a network, biases and batch normalisation included, buffers not.
+
+    Args:
+        model: the network.
+
+    Raises:
+        TypeError: not a network.
+    """
+    check_is_network(model)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -259,10 +266,13 @@ def measure_latency(
         Median and quartiles, with all that they depend on.
 
     Raises:
-        ValueError: unknown backend, a batch size below 1, or images that the network does not take.
+        ValueError: unknown backend, a size, a number of passes or a time that cannot be, or images that the network
+            does not take.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
+    for what, value, least in (("image_size", image_size, 1), ("batch_size", batch_size, 1), ("warm_up", warm_up, 0)):
+        check_whole(what, value, least)
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
+        raise ValueError(f"seconds is {shown(seconds)}: it must be a number of at least 0")
     device = next(model.parameters()).device
     with blamed_on_images(model, image_size, channels):
         run = forward_pass(model, image_size, backend, channels)(batch_size)

@@ -14,6 +14,7 @@ from bpl.copies import copy_of
 from bpl.export import FORMAT, ModelFileError, check_finished, describe_use, refuse_unfused
 from bpl.machine.atomic import write_atomic
 from bpl.measure import blamed_on_images, image_channels
+from bpl.shown import check_whole
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -48,7 +49,7 @@ def export_onnx(
 
     Raises:
         ValueError: the network still has partners, or channels of zeros that could be gone, is inside a wrapper, or
-            does not take such images.
+            does not take such images; or class names, mean or deviation cannot be.
         OSError: the file could not be written.
     """
     check_finished(model)
@@ -74,6 +75,7 @@ def onnx_bytes(
         ValueError: the network still has partners, or does not take such images.
     """
     refuse_unfused(model)
+    check_whole("image_size", image_size, 1)
     network = copy_of(model).eval()
     weight = next(network.parameters())
     shape = (2, image_channels(network, image_size, channels), image_size, image_size)

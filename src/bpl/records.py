@@ -276,11 +276,13 @@ def load_records(folder: str | Path | None = None, **where: Any) -> "pandas.Data
         ``path`` (relative to the folder).
 
     Raises:
-        RecordError: a file that is no good record.
+        RecordError: a file that is no good record, or a folder that does not exist.
         ValueError: a column that does not exist.
     """
     import pandas
 
+    if folder is not None and not Path(folder).is_dir():
+        raise RecordError(f"results folder {folder} does not exist")
     folder = Path(folder or results_folder())
     rows = [_row(path.relative_to(folder), record) for path, record in iterate_records(folder)]
     table = pandas.DataFrame(rows, columns=list(dict.fromkeys([*_COLUMNS, *(name for row in rows for name in row)])))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from bpl.copies import modes_kept
+from bpl.copies import check_is_network, modes_kept
 
 
 @torch.no_grad()
@@ -29,9 +29,12 @@ def check_same(
         The largest difference between outputs, relative as above.
 
     Raises:
+        TypeError: one of them is no network.
         ValueError: they differ by more, are not of the same shapes, the small network fails on these images, or the
-            trained one returns no tensor that could be compared.
+            trained one returns no number that could be compared.
     """
+    check_is_network(model)
+    check_is_network(small)
     with modes_kept(model), modes_kept(small):
         inputs = images if isinstance(images, tuple) else (images,)
         output = model.eval()(*inputs)
@@ -45,6 +48,8 @@ def check_same(
     shapes, others = ([tuple(output.shape) for output in outputs] for outputs in (expected, got))
     if shapes != others:
         raise ValueError(f"not the same network: its outputs are of shape {shapes}, those of the small one {others}")
+    if not any(one.numel() for one in expected):
+        raise ValueError(f"nothing to compare: the outputs, of shape {shapes}, have no element; give it some images")
     largest = 0.0
     for one, other in zip(expected, got, strict=True):
         if not one.numel():  # as the boxes of a detector that found none

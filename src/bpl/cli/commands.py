@@ -112,8 +112,8 @@ class SweepGrid:
     """For all runs off, default, reduce-overhead or max-autotune, whatever the grid says."""
     estimate: bool = False
     """Run nothing: only say how much computation the grid is, and how long a GPU may take."""
-    chip: str = "H200"
-    """With --estimate: which GPU."""
+    chip: str | None = None
+    """With --estimate: which GPU; H200 where not given."""
     price: float | None = None
     """With --estimate: what an hour of it costs, in any currency."""
     quiet: bool = False
@@ -126,8 +126,11 @@ class SweepGrid:
         if self.estimate:
             from bpl.sweep.estimate import estimate
 
-            print(estimate(load_stages(self.grid), self.chip, self.price))
+            print(estimate(load_stages(self.grid), self.chip or "H200", self.price))
             return 0
+        for name in ("chip", "price"):  # whoever asks for a price does not ask for the runs
+            if (value := getattr(self, name)) is not None:
+                raise ValueError(f"--{name} is {value}: it is allowed with --estimate only")
         budget = None if self.time_budget is None else seconds_of(self.time_budget)
         configs = load_grid(self.grid)
         if self.compile is not None:

@@ -182,8 +182,9 @@ def passed_over(listing: Listing) -> str:
     suffixes = [Path(entry.name).suffix.lower() for entry in rest if entry.is_file()]
     others = [suffix for suffix in suffixes if suffix in DECODED_SUFFIXES]
     deeper = sum(entry.is_dir() for entry in rest)
-    images = f"{len(others)} images with the suffixes {', '.join(sorted(set(others)))}" if others else ""
-    return " and ".join(filter(None, (images, f"{deeper} folders" if deeper else "")))
+    of = ", ".join(sorted(set(others)))
+    images = f"{len(others)} image{'s' * (len(others) > 1)} of other suffixes ({of})" if others else ""
+    return " and ".join(filter(None, (images, f"{deeper} folder{'s' * (deeper > 1)}" if deeper else "")))
 
 
 def decode_all(listing: Listing, image_size: int, progress: bool = True) -> np.ndarray:

@@ -85,6 +85,8 @@ def load_images(dataset: str, image_size: int, data: str | Path = "auto", progre
         raise DataError(
             f"unknown dataset {dataset!r}; allowed are {', '.join(CARDS)}, or a path to a folder of class folders."
         )
+    if dataset == "synthetic" and data == "real":
+        raise DataError("data is 'real', but the data set 'synthetic' is drawn: allowed for it are auto and synthetic.")
     if dataset == "synthetic" or data == "synthetic":
         return _load_synthetic(dataset if card else Path(dataset).expanduser().resolve().name, image_size)
     if card is None:
@@ -162,7 +164,7 @@ def _load_real(
     listing = list_known(card, folder) if card else folders.list_images(folder)
     if card is None and progress and (others := folders.passed_over(listing)):
         allowed = ", ".join(sorted(folders.SUFFIXES))
-        cache.say(f"in the class folders of '{folder}', {others} are passed over: {allowed} files are taken.")
+        cache.say(f"passed over in the class folders of '{folder}': {others}. {allowed} files are taken.")
     key = cache.cache_key(files=listing.files, stamps=listing.stamps, image_size=image_size)
     shape = (len(listing.files), 3, image_size, image_size)
     known = None if card is None or card.mean is None or card.std is None else (card.mean, card.std)

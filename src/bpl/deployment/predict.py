@@ -22,7 +22,7 @@ from bpl.export import FORMAT, ModelFileError, load_model, parse_description, re
 from bpl.names import is_plain
 from bpl.onnx_files import open_session
 from bpl.records import RecordError
-from bpl.shown import shown
+from bpl.shown import check_whole, shown
 
 TOP = 5  # classes in a row
 LARGEST_STATISTIC = 1e6  # of mean and deviation, which are shares of white: in between 0 and 1, or close
@@ -324,15 +324,18 @@ def classify(classifier: Classifier, files: Sequence[Path], batch_size: int = 64
         files: the images, of any size and mode: turned upright, cut to the central square and resized as for training.
         batch_size: images at once.
 
-    Yields:
-        One prediction a file, in their order; a file that cannot be decoded says so and stops nothing.
+    Returns:
+        One prediction a file, in their order, as they are made; a file that cannot be decoded says so and stops
+        nothing.
 
     Raises:
         ValueError: a batch size below 1.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
+    check_whole("batch_size", batch_size, 1)
+    return _in_batches(classifier, files, batch_size)
 
+
+def _in_batches(classifier: Classifier, files: Sequence[Path], batch_size: int) -> Iterator[Prediction]:
     def read(file: Path) -> np.ndarray | str:
         if _leads_nowhere(file):
             return f"link {shown(str(file))} leads nowhere"

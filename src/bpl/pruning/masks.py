@@ -123,7 +123,7 @@ def prune_masks(
         ValueError: ratio outside [0, 1), round_to below 1, unknown criterion or scope, widths that do not fit, nothing
             that can be pruned, or a forward pass that cannot be traced.
     """
-    if criterion not in CRITERIA:
+    if criterion not in tuple(CRITERIA):  # a tuple, since a value that has no hash is to be named too
         raise ValueError(f"unknown criterion {criterion!r}: allowed are {', '.join(CRITERIA)}")
     graph = ChannelGraph(model)
     generator = torch.Generator().manual_seed(seed)
