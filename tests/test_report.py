@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -217,6 +218,8 @@ def test_claims_on_several_data_sets_are_combined_as_fisher_does(results: Path) 
     assert text.splitlines()[1:] == [
         f"{n}. **{q}** Not recorded yet on two data sets." for n, q in ((2, "One?"), (3, "None?"))
     ]
+    lacking = repr(report.together([("Better?", [above[0], (None, above[0][1]), above[1]])]))
+    assert re.search(r"\*\* \+\d\S*, not recorded, \+\d\S* points; together p", lacking)
     apart = repr(report.together([("Both ways?", [above[0], above[1][::-1]])]))
     assert float(apart.split("together p = ")[1].rstrip(".")) > 0.2  # what points in two directions says nothing
 

@@ -82,22 +82,23 @@ def together(claims: Sequence[tuple[str, Sequence[tuple[Row | None, Row | None]]
         claims: the claim, and the arm and the control on each data set; None for what is not recorded.
 
     Returns:
-        Markdown; a claim with fewer than two tested data sets says so.
+        Markdown, the differences in the order of the data sets; a claim with fewer than two tested ones says so.
     """
     from scipy import stats
 
     among = [row for _, pairs in claims for sides in pairs for row in sides]
     items, tested = [], {}
     for number, (claim, pairs) in enumerate(claims, 1):
-        found = [row.difference(other, among=among) for row, other in pairs if row is not None]
-        values = [value for value in found if value is not None and value.testable]
+        found = [None if row is None else row.difference(other, among=among) for row, other in pairs]
+        found = [value if value is not None and value.testable else None for value in found]
+        values = [value for value in found if value is not None]
         if len(values) < 2:
             items.append(f"{number}. **{claim}** Not recorded yet on two data sets.")
             continue
         above = [value.p / 2 if value.mean > 0 else 1 - value.p / 2 for value in values]
         sides = [stats.combine_pvalues(p).pvalue for p in (above, [1 - p for p in above])]
         tested[number] = min(1.0, 2 * float(min(sides)))
-        means = ", ".join(points(value.mean) for value in values)
+        means = ", ".join("not recorded" if value is None else points(value.mean) for value in found)
         items.append(f"{number}. **{claim}** {means} points; together p {p_value(tested[number], '= ')}.")
     corrected = after_holm(tested, [number for number, p in tested.items() if p <= 1 - CONFIDENCE])
     return Markdown("\n".join(items) + (f"\n\n{corrected}" if corrected else ""))
