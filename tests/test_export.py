@@ -107,6 +107,11 @@ def test_a_description_that_prediction_would_refuse_is_not_written(use, said, tm
     assert not list(tmp_path.iterdir())
 
 
+def test_class_names_may_be_an_array(tmp_path):
+    bpl.save_model(bpl.build_model("resnet18", 3, 32, width=8), tmp_path / "net", classes=np.array(["a", "b", "c"]))
+    assert json.loads((tmp_path / "net.json").read_text())["classes"] == ["a", "b", "c"]
+
+
 def test_an_original_that_is_no_network_is_named(tmp_path):
     bpl.save_model(Tied(), tmp_path / "net")
     with pytest.raises(TypeError, match="the model is 'x', a str"):

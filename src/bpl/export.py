@@ -164,7 +164,7 @@ def describe_use(
     """
     if isinstance(classes, str):
         raise ValueError(f"classes is {shown(classes)}, one text: it must be a list of class names")
-    names = list(classes or ())
+    names = [] if classes is None else list(classes)  # an array has no truth value
     for name in names:
         if not isinstance(name, str) or not is_plain(name):
             raise ValueError(f"classes has {shown(name)}: a name must be one line of text")

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bpl.copies import check_is_network, copy_of, without_values
-from bpl.shown import check_whole, one_line, shown
+from bpl.shown import check_whole, kind_and_line, shown
 
 BACKENDS = ("eager", "compile", "onnxruntime")
 CLOCKS = ("wall", "processor")
@@ -61,7 +61,7 @@ def pass_shapes(shapes: nn.Module, channels: int, image_size: int) -> None:
     except Exception as error:  # whatever a layer raises on an image that is not its own
         raise ValueError(
             f"{type(shapes).__name__} does not take an image of {channels} x {image_size} x {image_size} by itself: "
-            f"{type(error).__name__}: {one_line(error)}"
+            f"{kind_and_line(error)}"
         ) from error
 
 

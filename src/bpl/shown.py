@@ -54,3 +54,12 @@ def one_line(error: BaseException) -> str:
         The first line of its message; its type where it has none.
     """
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def kind_and_line(error: BaseException) -> str:
+    """The type of an error that may be anything, and why it was raised, in one line.
+
+    Args:
+        error: what was raised.
+    """
+    return f"{type(error).__name__}: {one_line(error)}"

@@ -22,7 +22,7 @@ from bpl.channels.sets import ChannelSets
 from bpl.channels.tracing import Tracer
 from bpl.channels.walk import ConvSite, Walk
 from bpl.copies import check_is_bare, without_values
-from bpl.shown import one_line
+from bpl.shown import kind_and_line
 
 
 def _defaults(model: nn.Module) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def _traces(model: nn.Module) -> tuple[list[_Trace], _Trace]:
             if present:
                 raise ValueError(
                     f"cannot trace {type(model).__name__}: torch.fx cannot follow its forward pass, which may branch "
-                    f"on values or change tensors in place ({type(error).__name__}: {one_line(error)})"
+                    f"on values or change tensors in place ({kind_and_line(error)})"
                 ) from error
             continue
         if present:

@@ -10,7 +10,7 @@ from torch import fx, nn
 from bpl.channels.operations import IN_PLACE_OPERATORS, MAKERS
 from bpl.channels.ordinary import is_identity_in_evaluation
 from bpl.partner_conv import PartnerConv2d
-from bpl.shown import one_line
+from bpl.shown import kind_and_line
 
 
 def _recorded(function: Callable) -> Callable:
@@ -86,7 +86,7 @@ class Tracer(fx.Tracer):
                 self.module_stack.popitem()
             name = self.path_of_module(module)
             self.closed = {part: why for part, why in self.closed.items() if not part.startswith(f"{name}.")}
-            self.closed[name] = f"{type(error).__name__}: {one_line(error)}"
+            self.closed[name] = kind_and_line(error)
             return self.create_proxy("call_module", name, args, kwargs)
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:

@@ -123,14 +123,14 @@ class SweepGrid:
         from bpl.sweep import load_grid, load_stages, seconds_of, sweep
         from bpl.sweep.durations import in_words
 
+        asked = {name: value for name in ("chip", "price") if (value := getattr(self, name)) is not None}
         if self.estimate:
             from bpl.sweep.estimate import estimate
 
-            print(estimate(load_stages(self.grid), self.chip or "H200", self.price))
+            print(estimate(load_stages(self.grid), **asked))
             return 0
-        for name in ("chip", "price"):  # whoever asks for a price does not ask for the runs
-            if (value := getattr(self, name)) is not None:
-                raise ValueError(f"--{name} is {value}: it is allowed with --estimate only")
+        for name, value in asked.items():  # whoever asks for a price does not ask for the runs
+            raise ValueError(f"--{name} is {value}: it is allowed with --estimate only")
         budget = None if self.time_budget is None else seconds_of(self.time_budget)
         configs = load_grid(self.grid)
         if self.compile is not None:

@@ -6,7 +6,7 @@ from bpl.report.display import Drawing, Markdown
 from bpl.report.numbers import p_value, points, spread, with_interval
 from bpl.report.rows import Row
 from bpl.report.sentences import NO_RECORDS, difference, seeds
-from bpl.report.statistics import CONFIDENCE, left_together
+from bpl.report.statistics import CONFIDENCE, Difference, left_together
 from bpl.report.style import GREY, colour_of, drawing, new_axes
 from bpl.report.tables import MISSING, TRAINING, numbered_table, sources_of, training_cost
 
@@ -90,18 +90,23 @@ def together(claims: Sequence[tuple[str, Sequence[tuple[Row | None, Row | None]]
     items, tested = [], {}
     for number, (claim, pairs) in enumerate(claims, 1):
         found = [None if row is None else row.difference(other, among=among) for row, other in pairs]
-        found = [value if value is not None and value.testable else None for value in found]
-        values = [value for value in found if value is not None]
+        values = [value for value in found if value is not None and value.testable]
         if len(values) < 2:
             items.append(f"{number}. **{claim}** Not recorded yet on two data sets.")
             continue
         above = [value.p / 2 if value.mean > 0 else 1 - value.p / 2 for value in values]
         sides = [stats.combine_pvalues(p).pvalue for p in (above, [1 - p for p in above])]
         tested[number] = min(1.0, 2 * float(min(sides)))
-        means = ", ".join("not recorded" if value is None else points(value.mean) for value in found)
+        means = ", ".join(map(_mean_or_why_none, found))
         items.append(f"{number}. **{claim}** {means} points; together p {p_value(tested[number], '= ')}.")
     corrected = after_holm(tested, [number for number, p in tested.items() if p <= 1 - CONFIDENCE])
     return Markdown("\n".join(items) + (f"\n\n{corrected}" if corrected else ""))
+
+
+def _mean_or_why_none(value: Difference | None) -> str:
+    if value is None:
+        return "not recorded"
+    return points(value.mean) if value.testable else "too few pairs"
 
 
 def difference_table(pairs: Sequence[Pair], caption: str, name: str, dense: Row | None = None) -> Markdown:

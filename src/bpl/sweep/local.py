@@ -31,7 +31,7 @@ from bpl.machine.ending import Stopped, on_sigterm
 from bpl.machine.run_lock import RunBusy
 from bpl.records import check_images, load_record, record_path
 from bpl.run import run
-from bpl.shown import one_line, shown
+from bpl.shown import kind_and_line, one_line, shown
 from bpl.sweep.bundle import write_bundle
 from bpl.sweep.durations import Durations, in_words
 from bpl.sweep.grid_file import GridError, read_grid_file
@@ -330,7 +330,7 @@ def _perform(
     except (ValueError, OSError, ArithmeticError, MemoryError, RuntimeError) as error:
         return Outcome("failed", one_line(error), ended=ending.asked)
     except Exception as error:  # a defect: the traceback is in the run's log, and the other runs go on
-        return Outcome("failed", f"{type(error).__name__}: {one_line(error)}", ended=ending.asked)
+        return Outcome("failed", kind_and_line(error), ended=ending.asked)
     return Outcome("ran", f"{record.accuracy['test']:.2f}", time.monotonic() - begun, ending.asked)
 
 
