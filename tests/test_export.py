@@ -91,10 +91,15 @@ def kind_of(module: nn.Module) -> type | list[type]:
 @pytest.mark.parametrize(
     ("use", "said"),
     [
-        ({"classes": "abcde"}, "classes is 'abcde', one text: it must be a list of class names"),
+        ({"classes": "abcde"}, "classes is 'abcde': it must be a list of class names"),
         ({"classes": ["a", "b", "a"]}, "classes has 'a' twice"),
+        ({"classes": []}, r"classes is \[\]: it must be a list of class names"),
+        ({"classes": 5}, "classes is 5: it must be a list of class names"),
         ({"classes": ["a", 3]}, "classes has 3: a name must be one line of text"),
         ({"mean": [float("nan")] * 3}, r"mean is \[nan, nan, nan\]: it must be finite numbers, one a channel"),
+        ({"mean": 0.5}, "mean is 0.5: it must be finite numbers, one a channel"),
+        ({"mean": [True, 0.5, 0.5]}, r"mean is \[True, 0.5, 0.5\]"),
+        ({"mean": [1e6, 0.5, 0.5]}, r"mean is \[1000000.0, 0.5, 0.5\]"),
         ({"std": [0.2, 0.2, 0.0]}, r"std is \[0.2, 0.2, 0.0\]: it must be finite numbers above 0"),
     ],
 )
@@ -107,9 +112,11 @@ def test_a_description_that_prediction_would_refuse_is_not_written(use, said, tm
     assert not list(tmp_path.iterdir())
 
 
-def test_class_names_may_be_an_array(tmp_path):
-    bpl.save_model(bpl.build_model("resnet18", 3, 32, width=8), tmp_path / "net", classes=np.array(["a", "b", "c"]))
-    assert json.loads((tmp_path / "net.json").read_text())["classes"] == ["a", "b", "c"]
+def test_what_use_needs_may_be_arrays_and_tensors(tmp_path):
+    use = {"classes": np.array(["a", "b", "c"]), "mean": torch.full((3,), 0.5), "std": [np.float32(0.25)] * 3}
+    bpl.save_model(bpl.build_model("resnet18", 3, 32, width=8), tmp_path / "net", **use)
+    content = json.loads((tmp_path / "net.json").read_text())
+    assert [content[key] for key in use] == [["a", "b", "c"], [0.5] * 3, [0.25] * 3]
 
 
 def test_an_original_that_is_no_network_is_named(tmp_path):

@@ -332,11 +332,11 @@ def test_of_a_nested_folder_nothing_is_left(command, finished, places, monkeypat
 
 DESCRIPTIONS = [
     ({"classes": ["a", "b"]}, "gives 4 logits for 2 classes"),
-    ({"classes": []}, "does not name its classes"),
+    ({"classes": []}, r"does not name its classes|classes is \[\]: it must be a list of class names"),
     ({"classes": ["a", "b", "c", "d\n"]}, "must be one line of text"),
     ({"mean": [0.5, 0.5]}, r"has mean \[0.5, 0.5\]: three numbers are needed"),
-    ({"mean": [0.5, float("nan"), 0.5]}, "has mean"),
-    ({"std": [0.5, 0.0, 0.5]}, "has std"),
+    ({"mean": [0.5, float("nan"), 0.5]}, r"mean is \[0.5, nan, 0.5\]: it must be finite numbers"),
+    ({"std": [0.5, 0.0, 0.5]}, r"std is \[0.5, 0.0, 0.5\]: it must be finite numbers above 0"),
     ({"arch": {"name": "resnet18"}}, "takes images of None pixels"),
 ]
 

@@ -373,13 +373,16 @@ DESCRIPTIONS = [
     ({"format": "other"}, "does not describe a model of this library"),
     ({"classes": None}, "does not name its classes"),
     ({"classes": []}, "does not name its classes"),
-    ({"classes": [1, 2, 3, 4, 5, 6]}, "does not name its classes"),
+    ({"classes": [1, 2, 3, 4, 5, 6]}, "classes has 1: a name must be one line of text"),
+    ({"classes": list("abcdea")}, "classes has 'a' twice"),
+    ({"classes": "abcdef"}, "classes is 'abcdef': it must be a list of class names"),
     ({"classes": ["a", "b"]}, "gives 6 logits for 2 classes"),
     ({"mean": None}, "has mean None"),
     ({"mean": [0.5, 0.5]}, r"has mean \[0.5, 0.5\]"),
-    ({"mean": ["a", "b", "c"]}, "has mean"),
-    ({"std": [0.5, 0.0, 0.5]}, "has std"),
-    ({"std": [0.5, float("nan"), 0.5]}, "has std"),
+    ({"mean": ["a", "b", "c"]}, "mean is .*: it must be finite numbers, one a channel"),
+    ({"mean": [10**400, 0.5, 0.5]}, "mean is .*: it must be finite numbers, one a channel"),
+    ({"std": [0.5, 0.0, 0.5]}, "std is .*: it must be finite numbers above 0"),
+    ({"std": [0.5, float("nan"), 0.5]}, "std is .*: it must be finite numbers above 0"),
 ]
 
 

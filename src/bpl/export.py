@@ -1,7 +1,6 @@
 """The small network as files: safetensors + a JSON of widths. Nothing in them is ever executed."""
 
 import json
-import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +15,12 @@ from torch.nn.utils.parametrize import is_parametrized
 from bpl.copies import check_is_bare, check_is_network
 from bpl.machine.atomic import write_together
 from bpl.models import build_model
-from bpl.names import is_plain
 from bpl.norm_act import take_apart
 from bpl.partner import partner_blocks, replace_module
 from bpl.pruning.zeros import masks_of_zeros
 from bpl.residual_blocks import Shortcut, remove_blocks
 from bpl.shown import one_line, shown
+from bpl.use import check_use
 
 FORMAT = "bpl-model"
 VERSION = 1
@@ -162,25 +161,14 @@ def describe_use(
     Raises:
         ValueError: class names that are no names or not distinct, or a mean or deviation that cannot be.
     """
-    if isinstance(classes, str):
-        raise ValueError(f"classes is {shown(classes)}, one text: it must be a list of class names")
-    names = [] if classes is None else list(classes)  # an array has no truth value
-    for name in names:
-        if not isinstance(name, str) or not is_plain(name):
-            raise ValueError(f"classes has {shown(name)}: a name must be one line of text")
-        if names.count(name) > 1:
-            raise ValueError(f"classes has {shown(name)} twice: its logits could not be told apart")
-    for what, values, least in (("mean", mean, -math.inf), ("std", std, 0)):
-        if values is not None and not all(math.isfinite(value) and value > least for value in values):
-            kind = "finite numbers" if what == "mean" else "finite numbers above 0"
-            raise ValueError(f"{what} is {shown(list(values))}: it must be {kind}, one a channel")
+    use = check_use(classes, mean, std)
     return {
         "format": FORMAT,
         "version": VERSION,
         "arch": getattr(model, "bpl_arch", None),
-        "classes": None if classes is None else list(classes),
-        "mean": None if mean is None else [float(v) for v in mean],
-        "std": None if std is None else [float(v) for v in std],
+        "classes": None if use.classes is None else list(use.classes),
+        "mean": None if use.mean is None else list(use.mean),
+        "std": None if use.std is None else list(use.std),
     }
 
 

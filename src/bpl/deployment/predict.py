@@ -19,13 +19,13 @@ from bpl.data.catalog import LARGEST_IMAGE
 from bpl.data.folders import DECODED_SUFFIXES, decode
 from bpl.deployment.shipped import find_shipped
 from bpl.export import FORMAT, ModelFileError, load_model, parse_description, read_description
-from bpl.names import is_plain
 from bpl.onnx_files import open_session
 from bpl.records import RecordError
 from bpl.shown import check_whole, shown
+from bpl.use import Use, check_use
 
 TOP = 5  # classes in a row
-LARGEST_STATISTIC = 1e6  # of mean and deviation, which are shares of white: in between 0 and 1, or close
+CHANNELS = 3  # images are read as red, green and blue
 _WORKERS = 4  # threads that decode; Pillow releases the interpreter lock
 
 
@@ -44,8 +44,8 @@ class Classifier:
 
     source: Path
     classes: tuple[str, ...]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     image_size: int
     network: Callable[[Tensor], Tensor]
 
@@ -110,21 +110,6 @@ def _from_weights(model: str | Path, work: Path | None) -> Classifier:
 
 
 # -- what a description must hold, whether images are classified with it or an export is made of it -----------------
-@dataclass(frozen=True)
-class Use:
-    """What is needed to classify with a network; None for what its description leaves open.
-
-    Attributes:
-        classes: class names, in the order of the logits.
-        mean: per-channel mean of the training images, 0..1.
-        std: per-channel standard deviation of the training images, 0..1.
-    """
-
-    classes: tuple[str, ...] | None
-    mean: tuple[float, float, float] | None
-    std: tuple[float, float, float] | None
-
-
 def read_use(description: dict[str, Any], source: Path, *, whole: bool = True) -> Use:
     """Classes, mean and deviation from a description, which may hold anything.
 
@@ -140,27 +125,19 @@ def read_use(description: dict[str, Any], source: Path, *, whole: bool = True) -
     Raises:
         ModelFileError: something is lacking or cannot be.
     """
-
-    def has(key: str, kind: type | tuple[type, ...]) -> bool:
-        values = description.get(key)
-        return isinstance(values, list) and all(isinstance(value, kind) for value in values)
-
-    classes = description.get("classes")
-    if (whole or classes is not None) and not (has("classes", str) and classes):
+    given = {key: description.get(key) for key in ("classes", "mean", "std")}
+    if whole and not given["classes"]:
         raise ModelFileError(f"{source} does not name its classes: save it with classes, mean and std")
-    for name in classes or ():
-        if not is_plain(name):
-            raise ModelFileError(f"{source} has a class {shown(name)}: a name must be one line of text")
-    for key, least in (("mean", -LARGEST_STATISTIC), ("std", 0)):
-        values = description.get(key)
-        if values is None and not whole:
-            continue
-        numbers = has(key, (int, float)) and len(values) == 3
-        if not numbers or not all(least < value < LARGEST_STATISTIC for value in values):
+    try:
+        use = check_use(**given)
+    except ValueError as error:
+        raise ModelFileError(f"{source} cannot be used: {error}") from error
+    for key, values in (("mean", use.mean), ("std", use.std)):
+        if (whole or values is not None) and len(values or ()) != CHANNELS:
             raise ModelFileError(
-                f"{source} has {key} {shown(values)}: three numbers are needed, save it with mean and std"
+                f"{source} has {key} {shown(given[key])}: three numbers are needed, save it with mean and std"
             )
-    return Use(*(None if (v := description.get(key)) is None else tuple(v) for key in ("classes", "mean", "std")))
+    return use
 
 
 def read_image_size(description: dict[str, Any], source: Path) -> int:
