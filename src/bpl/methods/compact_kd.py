@@ -222,7 +222,7 @@ def steer(strength: float, share: float, wanted: float) -> float:
         wanted: share that should be left now.
 
     Returns:
-        strength * (share / wanted)^GAIN, at most doubled and at least halved.
+        strength * (share / wanted)^GAIN, at most doubled or halved.
     """
     return strength * min(2.0, max(0.5, (share / wanted) ** GAIN))
 
