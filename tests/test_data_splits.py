@@ -95,6 +95,21 @@ def test_one_image_stored_twice_stays_on_one_side():
     assert sides == {0, 2}
 
 
+@pytest.mark.parametrize("groups", [(3,), (5,), (2, 1, 1), (1, 1, 4), (8, 1, 1, 1)])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_small_class_of_twins_is_in_every_part(groups, seed):
+    """Sizes of the groups of a class; one number stands for as many groups of two."""
+    sizes = [2] * groups[0] if len(groups) == 1 else groups
+    small = [f"b/b{g}.{'x' * (k + 1)}" for g, size in enumerate(sizes) for k in range(size)]
+    images = make_set(per_class=(20, len(small)), classes=("a", "b"))
+    images = replace(images, files=(*images.files[:20], *small))
+    protocol, paper = make_split(images, "protocol", seed), make_split(images, "paper", seed)
+    assert torch.equal(protocol.test, paper.test)
+    for parts in (parts_of(protocol), (paper.train.tolist(), paper.test.tolist())):
+        stems = [{images.files[i].rpartition(".")[0] for i in part if i >= 20} for part in parts]
+        assert all(stems) and sum(map(len, stems)) == len(sizes)  # every part has some, no group is torn apart
+
+
 def test_classes_that_are_too_small_are_named():
     assert len(make_split(make_set(per_class=(2, 2, 2)), "paper", 0).test) == 3
     with pytest.raises(DataError, match="class 'b' has 1 different images; split 'paper' needs at least 2"):

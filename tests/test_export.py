@@ -16,6 +16,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 import bpl
 from bpl.export import ModelFileError, describe_widths, read_description
+from bpl.pruning import masks_of_zeros
 
 SIZE = 8
 NETWORKS = ("resnet18", "resnet56", "vgg16_bn", "mobilenet_v2")
@@ -94,9 +95,12 @@ def kind_of(module: nn.Module) -> type | list[type]:
         ({"classes": "abcde"}, "classes is 'abcde': it must be a list of class names"),
         ({"classes": ["a", "b", "a"]}, "classes has 'a' twice"),
         ({"classes": []}, r"classes is \[\]: it must be a list of class names"),
+        ({"classes": {"a", "b"}}, "classes is .*: it must be a list of class names"),
+        ({"classes": {"a": 1, "b": 0}}, "classes is .*: it must be a list of class names"),
         ({"classes": 5}, "classes is 5: it must be a list of class names"),
         ({"classes": ["a", 3]}, "classes has 3: a name must be one line of text"),
         ({"mean": [float("nan")] * 3}, r"mean is \[nan, nan, nan\]: it must be finite numbers, one a channel"),
+        ({"mean": {0.4, 0.5, 0.6}}, "mean is .*: it must be finite numbers, one a channel"),
         ({"mean": 0.5}, "mean is 0.5: it must be finite numbers, one a channel"),
         ({"mean": [True, 0.5, 0.5]}, r"mean is \[True, 0.5, 0.5\]"),
         ({"mean": [1e6, 0.5, 0.5]}, r"mean is \[1000000.0, 0.5, 0.5\]"),
@@ -109,6 +113,24 @@ def test_a_description_that_prediction_would_refuse_is_not_written(use, said, tm
         bpl.save_model(net, tmp_path / "net", **use)
     with pytest.raises(ValueError, match=said):
         bpl.export_onnx(net, tmp_path / "net.onnx", 32, **use)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda net, folder: bpl.save_model(net, folder / "net"),
+        lambda net, folder: bpl.prune_masks(net, 0.5),
+        lambda net, folder: bpl.measure_latency(net, 32),
+        lambda net, folder: masks_of_zeros(net),
+    ],
+    ids=["save", "prune", "latency", "zeros"],
+)
+def test_a_network_of_shapes_without_values_is_refused(call, tmp_path):
+    with torch.device("meta"):
+        net = bpl.build_model("resnet18", 3, 32, width=8)
+    with pytest.raises(ValueError, match="'conv1.weight' is on the meta device"):
+        call(net, tmp_path)
     assert not list(tmp_path.iterdir())
 
 

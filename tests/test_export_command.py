@@ -427,6 +427,12 @@ def test_a_shortcut_that_starts_at_zero_is_no_waste():
     assert masks_of_zeros(torchvision.models.resnet18(zero_init_residual=True)) == {}
 
 
+def test_a_network_with_partners_is_not_searched():
+    grown = bpl.grow_partners(bpl.build_model("resnet18", 4, 32, width=8))
+    with pytest.raises(ValueError, match="'conv1' still has a partner: call bpl.fuse_partners before"):
+        masks_of_zeros(grown)
+
+
 def test_a_layer_of_zeros_keeps_one_channel():
     model = bpl.build_model("resnet18", 4, 32, width=8)
     with torch.no_grad():

@@ -376,6 +376,20 @@ class WidthInASlice(WithA):
         return self.a(x) / x.shape[:2][1]
 
 
+class ShapeAsAWhole(WithA):
+    untouched = ("last.0",)
+
+    def middle(self, x):
+        return self.a(x).reshape(x.shape)
+
+
+class ZerosOfAShape(WithA):
+    untouched = ("last.0",)
+
+    def middle(self, x):
+        return self.a(x) + x.new_zeros(x.size())
+
+
 class Opaque(nn.Module):
     def __init__(self, inside: nn.Module):
         super().__init__()

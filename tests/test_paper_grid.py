@@ -114,6 +114,13 @@ def test_the_estimate_of_a_method_that_searches_is_a_bound_and_not_a_wild_one(tr
     assert done <= estimated <= 3 * done
 
 
+@pytest.mark.parametrize("fields", [{"method": "scratch"}, {"method": "l1"}, {"method": "bpl"}], ids=str)
+def test_the_estimate_of_a_target_is_near(tree, fields):
+    """Widths that differ from layer to layer meet a share of the MACs, where a ratio would leave far fewer."""
+    done, estimated = computed(tree, fields | {"target": "macs:0.3", "epochs": 6})
+    assert estimated == pytest.approx(done, rel=0.15)
+
+
 def test_the_table_adds_up_and_follows_from_the_networks():
     one, two = RunConfig("ucm", "dense", tier="paper", split="paper"), RunConfig("aid", "dense", image_size=64)
     lines = estimate([[one, one], [two]], "A100", 2.0).splitlines()

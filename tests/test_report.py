@@ -201,6 +201,17 @@ def test_the_false_finds_of_three_pairs_among_six_arms_are_as_rare_as_they_shoul
     assert 0.005 < np.mean(found) < 0.05
 
 
+def test_some_seeds_of_an_arm_beside_all_of_it_are_no_second_arm(results: Path) -> None:
+    def arm(method: str, *values: float) -> report.Row:
+        configs = [RunConfig(dataset="ucm", method=method, ratio=0.7, seed=seed) for seed in range(len(values))]
+        return report.group([make_record(config, value) for config, value in zip(configs, values, strict=True)])[0]
+
+    one, two, three = arm("l1", 80.0, 81.0, 82.5), arm("scratch", 79.5, 80.0, 80.5), arm("sfp", 80.0, 83.0, 81.0)
+    whole = one.difference(two, among=[one, two, three])
+    assert one.difference(two, among=[one, two, three, three.only([1, 2]), one.only([0])]) == whole
+    assert one.difference(two, among=[one, two]) != whole
+
+
 @pytest.mark.parametrize("wild", [2.0, 4.0])
 def test_an_arm_that_scatters_more_than_the_others_has_few_false_finds_too(wild: float) -> None:
     """With the degrees of freedom of all arms they were some 14 in a hundred at four times the scatter."""

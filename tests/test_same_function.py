@@ -38,6 +38,23 @@ def test_what_was_fused_and_slimmed_passes_and_the_modes_stay(network):
     assert all(torch.equal(value, statistics[name]) for name, value in model.state_dict().items())
 
 
+class NormalisesInPlace(Net):
+    def forward(self, x):
+        x -= 0.5
+        return super().forward(x)
+
+
+def test_a_forward_pass_that_writes_into_its_images_changes_no_verdict_and_no_image():
+    model = trained(NormalisesInPlace)
+    masks = bpl.prune_masks(model, 0.5)
+    small = bpl.slim(bpl.fuse_partners(model), masks)
+    bpl.apply_masks(model, masks)
+    x = images(size=SIZE)
+    before = x.clone()
+    assert bpl.check_same(model, small, x) < 1e-12
+    assert torch.equal(x, before)
+
+
 def test_a_network_without_its_masks_is_not_the_same():
     model = trained()
     small = bpl.slim(bpl.fuse_partners(model), bpl.prune_masks(model, 0.5))

@@ -39,6 +39,12 @@ def check_is_bare(model: object) -> None:
         raise ValueError(wrapped + "give it the network that was scripted or traced")
 
 
+def check_has_values(model: nn.Module) -> None:
+    """Raise a ValueError for a network that was made on the meta device and has shapes only."""
+    if bare := next((name for name, tensor in model.named_parameters() if tensor.is_meta), None):
+        raise ValueError(f"{bare!r} is on the meta device: it has a shape and no values to work with")
+
+
 def copy_of(model: nn.Module) -> nn.Module:
     """A deep copy of a network.
 

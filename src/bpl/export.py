@@ -12,11 +12,11 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from bpl.copies import check_is_bare, check_is_network
+from bpl.copies import check_has_values, check_is_network
 from bpl.machine.atomic import write_together
 from bpl.models import build_model
 from bpl.norm_act import take_apart
-from bpl.partner import partner_blocks, replace_module
+from bpl.partner import refuse_unfused, replace_module
 from bpl.pruning.zeros import masks_of_zeros
 from bpl.residual_blocks import Shortcut, remove_blocks
 from bpl.shown import one_line, shown
@@ -41,22 +41,6 @@ def _files(path: Path) -> tuple[Path, Path]:
 def exports_of(weights: Path) -> tuple[Path, Path, Path]:
     """What `bpl export` writes beside a network's weights: ONNX, its 8-bit version, and the report."""
     return tuple(weights.with_suffix(ending) for ending in (".onnx", ".int8.onnx", ".export.json"))
-
-
-def refuse_unfused(model: nn.Module) -> None:
-    """Refuse a network with partners, or inside a wrapper, under whose names no other network has its layers.
-
-    Args:
-        model: the network.
-
-    Raises:
-        ValueError: it has partners, or is a wrapper.
-    """
-    check_is_bare(model)
-    if blocks := partner_blocks(model):
-        raise ValueError(
-            f"{next(iter(blocks))!r} still has a partner: call bpl.fuse_partners before saving or exporting"
-        )
 
 
 def check_finished(model: nn.Module) -> None:
@@ -127,10 +111,11 @@ def save_model(
         The path of the weights.
 
     Raises:
-        ValueError: the network still has partners, or class names, mean or deviation cannot be.
+        ValueError: the network still has partners or no values, or class names, mean or deviation cannot be.
         OSError: a file could not be written.
     """
     refuse_unfused(model)
+    check_has_values(model)
     weights, description = _files(Path(path))
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     content = describe_use(model, classes, mean, std) | {"widths": describe_widths(model)}

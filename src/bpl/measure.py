@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bpl.copies import check_is_network, copy_of, without_values
+from bpl.copies import check_has_values, check_is_network, copy_of, without_values
 from bpl.shown import check_whole, kind_and_line, shown
 
 BACKENDS = ("eager", "compile", "onnxruntime")
@@ -266,13 +266,14 @@ def measure_latency(
         Median and quartiles, with all that they depend on.
 
     Raises:
-        ValueError: unknown backend, a size, a number of passes or a time that cannot be, or images that the network
-            does not take.
+        ValueError: unknown backend, a size, a number of passes or a time that cannot be, weights without values, or
+            images that the network does not take.
     """
     for what, value, least in (("image_size", image_size, 1), ("batch_size", batch_size, 1), ("warm_up", warm_up, 0)):
         check_whole(what, value, least)
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
         raise ValueError(f"seconds is {shown(seconds)}: it must be a number of at least 0")
+    check_has_values(model)
     device = next(model.parameters()).device
     with blamed_on_images(model, image_size, channels):
         run = forward_pass(model, image_size, backend, channels)(batch_size)

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from bpl.copies import copy_of
-from bpl.export import FORMAT, ModelFileError, check_finished, describe_use, refuse_unfused
+from bpl.export import FORMAT, ModelFileError, check_finished, describe_use
 from bpl.machine.atomic import write_atomic
 from bpl.measure import blamed_on_images, image_channels
+from bpl.partner import refuse_unfused
 from bpl.shown import check_whole
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from collections import Counter
 from torch import nn
 
 from bpl.channels import ChannelGraph
-from bpl.copies import copy_of
+from bpl.copies import check_is_bare, copy_of
 from bpl.norm_act import take_apart
 from bpl.partner_conv import PartnerConv2d
 from bpl.partner_shapes import KINDS, SHAPES, fits
@@ -32,6 +32,20 @@ def partner_blocks(model: nn.Module) -> dict[str, PartnerConv2d]:
         Conv name in the plain network -> its partner block, in the network's order.
     """
     return {name: module for name, module in model.named_modules() if isinstance(module, PartnerConv2d)}
+
+
+def refuse_unfused(model: nn.Module) -> None:
+    """Refuse a network with partners, or inside a wrapper, under whose names no other network has its layers.
+
+    Args:
+        model: the network.
+
+    Raises:
+        ValueError: it has partners, or is a wrapper.
+    """
+    check_is_bare(model)
+    if blocks := partner_blocks(model):
+        raise ValueError(f"{next(iter(blocks))!r} still has a partner: call bpl.fuse_partners before this")
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -37,12 +37,12 @@ def check_same(
     check_is_network(small)
     with modes_kept(model), modes_kept(small):
         inputs = images if isinstance(images, tuple) else (images,)
-        output = model.eval()(*inputs)
+        output = model.eval()(*_cloned(inputs))  # a forward pass may write into what it is given: x -= mean
         expected = list(_tensors(output))
         if not expected:
             raise ValueError(f"nothing to compare: the output of the network, a {type(output).__name__}, has no tensor")
         try:
-            got = list(_tensors(small.eval()(*inputs)))
+            got = list(_tensors(small.eval()(*_cloned(inputs))))
         except Exception as error:  # whatever a layer raises on a map of another width
             raise ValueError(f"not the same network: the small one fails on these images ({error})") from error
     shapes, others = ([tuple(output.shape) for output in outputs] for outputs in (expected, got))
@@ -62,6 +62,10 @@ def check_same(
             raise ValueError(f"not the same network: outputs differ by {difference:.3g}; allowed is {allowed:g}")
         largest = max(largest, difference)
     return largest
+
+
+def _cloned(inputs: tuple) -> list:
+    return [value.clone() if isinstance(value, Tensor) else value for value in inputs]
 
 
 def _tolerance(dtype: torch.dtype) -> float:

@@ -205,10 +205,10 @@ def train(
     module, counted, macs = None, None, 0
     bar = tqdm(total=config.epochs, initial=training.epoch, desc=config.method, unit="epoch", disable=not progress)
     while training.epoch < config.epochs:
-        started = time.monotonic()
         if counted is not training.model:  # the first epoch, and after a method has put a smaller network there
-            counted, macs = training.model, method.macs_per_image(training.model)
+            counted, macs = training.model, method.macs_per_image(training.model)  # may have to train a teacher again
             module = _set_up(config, training.model, fabric)
+        started = time.monotonic()
         with out_of_memory_said(config.batch_size, config.image_size):
             loss, seen = _epoch(config, stored, to_train, training, module, method, fabric)
         out.training_macs += macs * seen

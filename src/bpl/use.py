@@ -1,6 +1,6 @@
 """What a program has to know beside a network to classify an image: one check, for writing it and for reading it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,9 +69,9 @@ def _statistic(what: str, given: Any, above: float) -> tuple[float, ...]:
 
 
 def _row(values: Any) -> tuple[Any, ...]:
-    """The values of a list, an array or a tensor, as plain ones; none where it is no such thing."""
+    """The values of a list, an array or a tensor, as plain ones; none where it is no such thing, or has no order."""
     values = _plain(values)
-    is_row = isinstance(values, Iterable) and not isinstance(values, (str, bytes))
+    is_row = isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping | Set)
     return tuple(_plain(value) for value in values) if is_row else ()
 
 
@@ -80,5 +80,5 @@ def _plain(value: Any) -> Any:
 
 
 def _is_between(value: Any, above: float) -> bool:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number and above < value < LARGEST_STATISTIC  # which a value that is not a number never is

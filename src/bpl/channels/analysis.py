@@ -129,7 +129,8 @@ class ChannelGraph:
         calls: name of a normalisation or a module with parameters -> how many times the forward pass uses it or,
             through another module that has the same parameter, its weights; in the mode in which that is more.
         closed: name of a module whose own forward pass cannot be traced -> why: it is left as it is.
-        hooked: names of the layers with forward hooks, which may do anything: they are left as they are.
+        hooked: names of the layers with forward hooks, which may do anything: they are left as they are. Hooks on what
+            holds layers, such as an `nn.Sequential`, are followed: they are called with what tracing passes through it.
 
     Raises:
         TypeError: not a network.

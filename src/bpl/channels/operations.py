@@ -107,7 +107,10 @@ def makes_a_number_for_each_image(node: fx.Node) -> bool:
     """Whether a call of `MAKERS` or `MAKER_METHODS` makes a tensor of size (B, 1, 1, 1): the same for all channels."""
     rest = node.args[1:] if node.target in MAKER_METHODS else node.args
     size = node.kwargs.get("size", rest[0] if rest and isinstance(rest[0], list | tuple) else rest)
-    return isinstance(size, list | tuple) and len(size) > 0 and all(length == 1 for length in size[1:])
+    lengths = size if isinstance(size, list | tuple) else ()
+    # what is computed may be a whole shape: torch.rand(x.shape)
+    known = len(lengths) > 1 or len(lengths) == 1 and not isinstance(lengths[0], fx.Node)
+    return known and all(length == 1 for length in lengths[1:])
 
 
 def clips_to_zero(node: fx.Node) -> bool:

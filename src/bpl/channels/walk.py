@@ -262,13 +262,16 @@ class Walk:
         return self._unknown(what, inputs) if rank is None else replace(first, rank=rank)
 
     def _asks_for_width(self, node: fx.Node, rank: int) -> bool:
-        """Whether a shape query's answer is used for the number of channels: x.size(1), x.shape[1], b, c, h, w = ..."""
+        """Whether a shape query's answer is used for the number of channels: x.size(1), b, c, h, w = x.shape, ...
+
+        A whole shape says it too: y.view(x.shape), x.shape.numel().
+        """
         if node.target == "size" and (dim := argument(node, 1, "dim")) is not None:
             return holds_width(dim, rank) and bool(node.users)
-        if any(user.target == "numel" and user.users for user in node.users):  # x.shape.numel()
-            return True
-        asked = [user for user in node.users if user.target is operator.getitem and user.users]
-        return any(holds_width(user.args[1], rank) for user in asked)
+        if node.target not in ("size", getattr) or node.target is getattr and node.args[1] != "shape":
+            return False  # len(x), x.dim(), x.device
+        used = [user for user in node.users if user.users]
+        return any(user.target is not operator.getitem or holds_width(user.args[1], rank) for user in used)
 
     def _conv(self, node: fx.Node, conv: nn.Conv2d | PartnerConv2d, value: _Value) -> _Value:
         name = node.target

@@ -79,14 +79,19 @@ def make_split(image_set: ImageSet, split: str, seed: int) -> Split:
             )
         dealt = sorted(groups, key=lambda group: _rank(seed, group))
         for part, percent in (("test", test_percent), ("validation", validation_percent)):
-            room = max(1, (total * percent + 50) // 100) if percent else 0
-            for group in tuple(dealt):
-                if len(group) <= room:  # a group of twins that no longer fits goes to a later part, whole
+            if not percent:
+                continue
+            room = max(1, (total * percent + 50) // 100)
+            # Groups left for the parts to come: two behind the test if there are, so that both splits have the same.
+            later = min(2, len(groups) - 1) if part == "test" else 1
+            taken = []
+            for group in dealt:
+                if len(group) <= room and len(dealt) - len(taken) > later:  # twins that do not fit go on, whole
                     room -= len(group)
-                    dealt.remove(group)
-                    part_of.update(dict.fromkeys(group, part))
-        if not dealt:
-            raise DataError(f"class '{name}' has {total} images, and none is left to train on with split '{split}'.")
+                    taken.append(group)
+            taken = taken or dealt[:1]  # nothing but twins, more of them than there is room for
+            dealt = [group for group in dealt if group not in taken]
+            part_of |= {image: part for group in taken for image in group}
         for group in dealt:
             part_of.update(dict.fromkeys(group, "train"))
     return _split_from(image_set, part_of)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bpl.channels import ChannelGraph, Channels
+from bpl.copies import check_has_values
 from bpl.partner_conv import PartnerConv2d, fold_norm
 from bpl.pruning.criteria import CRITERIA, Filters
 from bpl.shown import check_whole, shown
@@ -121,11 +122,12 @@ def prune_masks(
     Raises:
         TypeError: the model is no network.
         ValueError: ratio outside [0, 1), round_to below 1, unknown criterion or scope, widths that do not fit, nothing
-            that can be pruned, or a forward pass that cannot be traced.
+            that can be pruned, weights without values, or a forward pass that cannot be traced.
     """
     if criterion not in tuple(CRITERIA):  # a tuple, since a value that has no hash is to be named too
         raise ValueError(f"unknown criterion {criterion!r}: allowed are {', '.join(CRITERIA)}")
     graph = ChannelGraph(model)
+    check_has_values(model)
     generator = torch.Generator().manual_seed(seed)
 
     def choose(channels: Channels, kept: int) -> Tensor:

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from bpl.channels import ChannelGraph, Channels
+from bpl.copies import check_has_values
+from bpl.partner import refuse_unfused
 from bpl.pruning.masks import prunable_sets
 
 
@@ -21,7 +23,12 @@ def masks_of_zeros(model: nn.Module) -> dict[str, Tensor]:
     Returns:
         Conv name -> bool tensor (N,), True = kept: masks for `bpl.slim`, which then computes the same. At least one
         channel of each convolution stays. Empty where there is nothing to remove.
+
+    Raises:
+        ValueError: the network has partners, is inside a wrapper, or has weights without values.
     """
+    refuse_unfused(model)
+    check_has_values(model)
     try:
         graph = ChannelGraph(model)
     except ValueError:

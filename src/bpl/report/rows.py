@@ -176,7 +176,10 @@ class Row:
             return None
         data = self.records[0].data
         dealt = data["test"] / data["train"] if new_images else 0.0
-        alike = {id(row): row.by_seed() for row in among if row is not None and row.place == self.place}
+        alike: dict[str, dict[int, float]] = {}  # an arm once, though some lines may show a few of its seeds only
+        for row in among:
+            if row is not None and row.place == self.place:
+                alike.setdefault(repr(sorted(row.config.items())), {}).update(row.by_seed())
         return paired_difference(self.by_seed(), control.by_seed(), dealt, scatter_of(list(alike.values())))
 
     def command(self) -> str:

@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 from torch import nn
 
+from bpl.budget import TARGETS, Budget
 from bpl.channels import ChannelGraph
 from bpl.config import RunConfig
 from bpl.data import CARDS
@@ -50,6 +51,8 @@ _STEP: dict[str, Callable[[int, int, int, int], tuple[int, int]]] = {
 def training_macs(config: RunConfig, images: int, classes: int) -> int:
     """Multiply-accumulates of all training steps of a run, forward and backward; at most, for methods that search.
 
+    With a target, its share of the dense network's cost is taken for that of the multiply-accumulates.
+
     Args:
         config: the run.
         images: of the training part.
@@ -59,6 +62,9 @@ def training_macs(config: RunConfig, images: int, classes: int) -> int:
         config.arch, config.width, config.image_size, classes, config.ratio, config.scope or "inner",
         config.round_to or 1, config.partner or "same",
     )  # fmt: skip
+    if config.target is not None:
+        share = Budget.parse(config.target, "target", TARGETS).share
+        narrow, slimmed = round(share * dense), round(share * partners)
     step = _STEP[config.method](dense, narrow, partners, slimmed)
     before, after = (macs * (config.copies or 1) for macs in step)
     seen = images_an_epoch(images, config.batch_size)
