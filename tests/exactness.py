@@ -36,7 +36,8 @@ def randomise_statistics(model: nn.Module, seed: int = 0, *, negative: bool = Tr
                     module.weight.copy_(uniform(module.weight, 0.5, 1.5))
                     if negative:
                         module.weight.mul_(torch.where(uniform(module.weight, 0, 3) < 1, -1.0, 1.0))
-                    module.bias.copy_(uniform(module.bias, -0.5, 0.5))
+                    if module.bias is not None:
+                        module.bias.copy_(uniform(module.bias, -0.5, 0.5))
                 if getattr(module, "running_var", None) is not None:
                     module.running_mean.copy_(uniform(module.running_mean, -0.5, 0.5))
                     module.running_var.copy_(uniform(module.running_var, 0.5, 2.0))

@@ -54,6 +54,16 @@ class FunctionalRelu(Net):
         return F.relu(self.b(torch.relu(self.n(self.a(x)))), inplace=True)
 
 
+class NormsWithoutShift(FunctionalRelu):
+    """What ``nn.BatchNorm2d(..., bias=False)`` of newer PyTorch makes: a scale, and no shift."""
+
+    def __init__(self):
+        super().__init__()
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.bias = None
+
+
 class Standardised(FunctionalRelu):
     """It makes a tensor of numbers as it runs, to bring the images to mean 0."""
 

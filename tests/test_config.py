@@ -348,6 +348,8 @@ def test_a_ratio_that_is_not_read_makes_no_other_run(method, knobs, ratio):
     [
         ("bpl", {}, {"mask_every": 5}),  # its mask is hard
         ("sfp", {"mask": "hard"}, {"mask_every": 5}),
+        ("bpl", {"mask": "released"}, {"freeze_at": 0.5, "slim_at": "none"}),  # ranked to the end, and never held
+        ("sfp", {"mask": "leaking"}, {"freeze_at": 0.5, "slim_at": 40}),
         ("bpl", {"diversity_weight": 0.0}, {"diversity_form": "folded-squared"}),
         ("fcs_mlft", {"criterion": "kernel-norm"}, {"samples": 7, "bins": 3}),
         ("fcs_mlft", {"criterion": "feature-norm"}, {"bins": 3}),

@@ -94,6 +94,8 @@ def test_the_bound_is_that_of_the_dean_and_other_arms_have_none():
     assert line.endswith("bound of 4 times the strength without a dean: seed 0: 75 %; seed 1: 88 %.")
     (line,) = lines(courses.at_the_bound(report.group([explored(last=3.0, distill_weight=0.5)]), 8.0))
     assert line.endswith("seed 0: 75 %.")
+    (line,) = lines(courses.at_the_bound(report.group([explored(distill_weight=0.0)]), 4.0))
+    assert line.startswith("No run is recorded yet")  # nothing is distilled, and nothing has a bound
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import statistics
 import pytest
 import torch
 from support import (  # noqa: F401
+    interrupted,
     no_stopwatch_fixture,
     places_fixture,
     run_module,
@@ -27,6 +28,7 @@ from bpl.hardware import widths_for
 from bpl.layer_times import LatencyCost, Layer, LayerTimes, layers_of
 from bpl.machine.this_machine import machine, processor
 from bpl.measure import count_macs, count_params
+from bpl.methods import targeted
 from bpl.pruning import prune_masks, slim
 from bpl.pruning.channel_cost import ChannelCost
 from bpl.pruning.masks import kept_filters, prunable_sets
@@ -333,6 +335,23 @@ def test_a_run_ships_a_network_that_meets_its_target(tree, method):
     assert config_widths(config, dense) == {
         name: out.small.get_submodule(name).out_channels for name in config_widths(config, dense)
     }
+
+
+@pytest.mark.usefixtures("places")
+@pytest.mark.parametrize(("method", "step"), [("scratch", 5), ("bpl", 5), ("l1", 9)])
+def test_a_run_that_goes_on_elsewhere_keeps_the_widths_it_began_with(tree, tmp_path, monkeypatch, method, step):
+    """A measured target's widths are kept for one machine and number of threads: elsewhere others would be found."""
+    config = small(tree, method, target="macs:0.4", width=16, epochs=3)
+    whole, asked = trained(config), []
+
+    def search(config, model, work):
+        asked.append(model)
+        found = config_widths(config, model, work)
+        return found if len(asked) == 1 else dict.fromkeys(found, 1)
+
+    monkeypatch.setattr(targeted, "config_widths", search)
+    resumed = interrupted(config, step, tmp_path / "run" / "checkpoint.pt", monkeypatch)
+    assert len(asked) == 1 and same_weights(resumed.small, whole.small)
 
 
 @pytest.mark.usefixtures("places")

@@ -237,6 +237,16 @@ def test_scratch_starts_from_fresh_weights_of_the_narrow_network(tree):
             assert float(module.weight.detach().std() * fan_out**0.5) == pytest.approx(2**0.5, rel=0.35), name
 
 
+@pytest.mark.parametrize("arch", ["vgg16_bn", "mobilenet_v2"])
+def test_at_published_widths_the_narrow_networks_classifier_starts_as_the_dense_one_does(tree, arch):
+    dense = build_model(arch, 21, 32)
+    narrow = REGISTRY["scratch"](small(tree, "scratch", arch=arch), Material(None, None, None, None)).prepare(dense)
+    for model in (dense, narrow):
+        (linear,) = (module for module in model.modules() if isinstance(module, nn.Linear))
+        assert float(linear.weight.detach().std()) == pytest.approx(0.01, rel=0.05)
+        assert not linear.bias.any()
+
+
 # -- BPL itself ---------------------------------------------------------------------------------------------------
 def test_the_diversity_loss_drives_partners_apart(tree):
     without, with_it = (

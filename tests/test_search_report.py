@@ -27,6 +27,8 @@ def save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         config = RunConfig(dataset="ucm", ratio=0.78, **fields)
         record = make_record(config, test)
         record.curves["validation"] = validation
+        if not validation:  # as with a split that has no such part
+            del record.curves["validation"]
         record.cost["training_macs"] = 10**9 * config.epochs * cost
         save_record(record, record_path(config, "real", tmp_path))
         return config
@@ -135,7 +137,15 @@ def test_the_sentence_on_pace_has_epochs_accuracy_seeds_and_price(save):
     assert repr(report.pace(slow, fast, ("Slow", "Fast"))).startswith(
         "In the mean of these seeds Slow stays below what Fast has"
     )
-    assert repr(report.pace(fast, None, ("Fast", "Slow"))) == "Fast and Slow are not recorded at the same seeds yet."
+    assert repr(report.pace(fast, None, ("Fast", "Slow"))) == (
+        "Fast and Slow are not recorded at the same seeds with a validation part yet."
+    )
+
+
+def test_without_a_validation_part_there_is_no_pace(save):
+    one, other = (report.recorded([save([], method=m, split="paper")])[0] for m in ("oed", "scratch"))
+    assert report.epochs_to_reach(one, other) is None
+    assert "not recorded" in repr(report.pace(one, other, ("One", "Other")))
 
 
 # -- the longer control ---------------------------------------------------------------------------------------------
@@ -166,6 +176,19 @@ def test_methods_are_held_against_the_network_from_scratch_of_more_epochs_too(sa
     assert _ranked(certain).endswith(left)
     assert "Holm" not in _ranked(certain[:1])
     assert "epochs, at" not in repr(report.ranking(report.recorded(runs[:12])))  # without a longer control
+
+
+@pytest.mark.parametrize("otherwise", [{"scope": "all"}, {"learning_rate": 0.5}, {"round_to": 8}])
+def test_another_network_or_training_is_not_that_network_trained_for_longer(save, otherwise):
+    runs = [save([1.0], 70.0 + s, method=m, seed=s) for m in ("scratch", "l1") for s in range(3)]
+    runs += [save([1.0], 80.0 + s, method="scratch", seed=s, epochs=120, **otherwise) for s in range(3)]
+    assert "epochs, at" not in repr(report.ranking(report.recorded(runs)))
+
+
+def test_a_network_of_another_size_is_not_held_against_the_longer_control(save):
+    runs = [save([1.0], 70.0 + s, method="scratch", seed=s, epochs=e) for e in (60, 120) for s in range(3)]
+    runs += [save([1.0], 60.0 + s, 9, method="l1", seed=s, scope="all") for s in range(3)]
+    assert "L1 norm" not in repr(report.ranking(report.recorded(runs)))
 
 
 def test_a_longer_training_costs_more_beside_the_same_dense_network(save):

@@ -111,6 +111,8 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
 # config gets that does not name them, so that they do not split one run into two.
 IDLE: dict[str, tuple[str, tuple[Any, ...]]] = {
     "mask_every": ("mask", ("hard",)),
+    "freeze_at": ("mask", LEAKING_MASKS),
+    "slim_at": ("mask", LEAKING_MASKS),
     "diversity_form": ("diversity_weight", (0,)),
     "samples": ("criterion", ("kernel-norm",)),
     "bins": ("criterion", ("kernel-norm", "feature-norm")),

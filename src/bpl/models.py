@@ -60,6 +60,19 @@ def initialise(model: nn.Module) -> nn.Module:
     return model
 
 
+def redraw(linear: nn.Linear) -> None:
+    """Draw a linear layer's weights anew, from what `build_model` drew them from.
+
+    Args:
+        linear: a fresh one, or part of one. A bias of zeros says that its weights are from N(0, 0.01^2), as in
+            torchvision's VGG and MobileNetV2; any other is PyTorch's own start.
+    """
+    if linear.bias is None or linear.bias.any():
+        linear.reset_parameters()
+    else:
+        nn.init.normal_(linear.weight, 0, 0.01)
+
+
 def _resnet(build: Callable[..., nn.Module]) -> Callable[[int, int], nn.Module]:
     def make(num_classes: int, image_size: int) -> nn.Module:
         model = build(num_classes=num_classes)

@@ -28,7 +28,7 @@ def norm_as_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     if norm.affine:
         scale = scale * norm.weight.double()
     shift = -norm.running_mean.double() * scale  # (N,)
-    return scale, shift + norm.bias.double() if norm.affine else shift
+    return scale, shift if norm.bias is None else shift + norm.bias.double()  # affine=False, or bias=False
 
 
 def fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

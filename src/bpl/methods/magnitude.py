@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from bpl.config import RunConfig
 from bpl.defaults import LEAKING_MASKS
 from bpl.machine.processes import decide
-from bpl.methods.base import Material, Method, Training
+from bpl.methods.base import Material, Training
+from bpl.methods.targeted import Targeted
 from bpl.partner import fuse_partners
 from bpl.pruning import MaskHolder, prune_masks, slim
-from bpl.widths_file import config_widths
 
 
-class Pruned(Method):
+class Pruned(Targeted):
     """Ranks filters in training, freezes the ranking, ships the slimmed network.
 
     Args:
@@ -38,14 +38,13 @@ class Pruned(Method):
         super().__init__(config, material)
         self.freeze_epoch = config.freeze_epoch
         self.slim_epoch = {"freeze": config.freeze_epoch, "none": None}.get(config.slim_at, config.slim_at)
-        self.widths: dict[str, int] | None = None  # where the run has a target
         self.masks: dict[str, Tensor] | None = None
         self.frozen = False
         self.slimmed = False
         self._holder: MaskHolder | None = None  # acts after every step, while there is something to hold at zero
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        self.widths = decide(lambda: config_widths(self.config, model, self.material.work))
+        self.find_widths(model)
         return model
 
     # -- ranking and freezing -------------------------------------------------------------------------------------
@@ -123,7 +122,7 @@ class Pruned(Method):
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
     def state(self) -> dict[str, Any]:
-        return {"masks": self.masks, "frozen": self.frozen, "slimmed": self.slimmed}
+        return super().state() | {"masks": self.masks, "frozen": self.frozen, "slimmed": self.slimmed}
 
     def restore(self, model: nn.Module, state: dict[str, Any]) -> nn.Module:
         self.masks, self.frozen, self.slimmed = state["masks"], state["frozen"], state["slimmed"]

@@ -97,7 +97,8 @@ def _terms(graph: ChannelGraph, sets: Sequence[Channels], pixels: dict[str, int]
         if pixels is None and name in produced and layer.bias is not None:
             terms[(produced[name],)] += 1
     for s, channels in enumerate(sets if pixels is None else []):
-        terms[(s,)] += 2 * len(channels.norms)  # gamma and beta
+        norms = [graph.model.get_submodule(name) for name in channels.norms]
+        terms[(s,)] += sum(value is not None for norm in norms for value in (norm.weight, norm.bias))  # gamma, beta
     return dict(terms)
 
 

@@ -127,7 +127,7 @@ def at_the_bound(rows: list[Row], bound: float) -> Markdown:
     """How near the strength of distillation that DDSL's dean ends with is to the largest that it can set.
 
     Args:
-        rows: rows; those that are not of DDSL with a dean are left out.
+        rows: rows; those that are not of DDSL with a dean are left out, and those that distil nothing.
         bound: the largest factor of a strength (`bpl.methods.dean.BOUND`).
 
     Returns:
@@ -142,7 +142,7 @@ def at_the_bound(rows: list[Row], bound: float) -> Markdown:
         f"- {_named(row)}, the last strength of distillation, over its bound of {bound:g} times the strength without a "
         f"dean: {_by_seed(row, of_seed)}."
         for row in rows
-        if row.method == "ddsl" and row.config["strengths"] == "dean"
+        if row.method == "ddsl" and row.config["strengths"] == "dean" and row.config["distill_weight"]
     )
 
 

@@ -348,10 +348,31 @@ def control(rows: list[Row], row: Row, method: str) -> Row | None:
         other
         for other in rows
         if other.method == method
-        and (method == "dense" or _size(other) == _size(row))
-        and all(other.config[name] == row.config[name] for name in (*_PROTOCOL, "pretrain"))
+        and (method == "dense" or size_of(other) == size_of(row))
+        and _trained_alike(other, row)
     ]
     return found[0] if len(found) == 1 else None
+
+
+def trained_longer(rows: list[Row], row: Row) -> list[Row]:
+    """The rows of the same method and size that were trained for more epochs, and alike in all else.
+
+    Args:
+        rows: the rows of one table.
+        row: the one to compare with.
+    """
+    return [
+        other
+        for other in rows
+        if other.method == row.method
+        and size_of(other) == size_of(row)
+        and other.config["epochs"] > row.config["epochs"]
+        and _trained_alike(other, row, but=("epochs",))
+    ]
+
+
+def _trained_alike(one: Row, other: Row, but: tuple[str, ...] = ()) -> bool:
+    return all(one.config[name] == other.config[name] for name in (*_PROTOCOL, "pretrain") if name not in but)
 
 
 def of_method(rows: list[Row], method: str) -> list[Row]:
@@ -368,8 +389,15 @@ def of_method(rows: list[Row], method: str) -> list[Row]:
     return [row for row in rows if row.method in ("dense", method) or (row.method == "scratch" and row.ratio in ratios)]
 
 
-def _size(row: Row) -> tuple[Any, ...]:
-    """What decides how large a pruned network is."""
+def size_of(row: Row) -> tuple[Any, ...]:
+    """What decides how large a pruned network is.
+
+    Args:
+        row: the row.
+
+    Returns:
+        Values to compare with those of another row.
+    """
     free = row.config["sparsity"] if row.method == "oed" else None
     rounded = row.config["round_to"] or 1
     return row.ratio, row.config["scope"] or "inner", rounded, row.config["target"], row.config["budget"], free

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from bpl.report.claims import Claim
 from bpl.report.display import Markdown
 from bpl.report.numbers import NBSP, p_value, percent_change, points, spread, with_interval
-from bpl.report.rows import Row, control, find
+from bpl.report.rows import Row, control, find, size_of, trained_longer
 from bpl.report.statistics import Difference, Summary, left_together
 
 _AIM_SEEDS = 5  # that the mean of an aim is over
@@ -148,9 +148,9 @@ def ranking(rows: list[Row]) -> Markdown:
             f"from scratch at {accuracy(scratch.accuracy)}, {seeds(scratch.accuracy.n)}:"
         )
         items.append(_ranked(values))
-        narrow = [row for row in rows if row.ratio == ratio and row.method == "scratch"]
-        for longer in (row for row in narrow if row.config["epochs"] > scratch.config["epochs"]):
-            dear = [row for row in methods if row.training_macs >= longer.training_macs]
+        for longer in trained_longer(rows, scratch):
+            as_small = [row for row in methods if size_of(row) == size_of(longer)]
+            dear = [row for row in as_small if row.training_macs >= longer.training_macs]
             values = [(row, row.difference(longer, among=rows)) for row in dear]
             patient += _left(values, reduction)
             items.append(

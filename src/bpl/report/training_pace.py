@@ -19,10 +19,10 @@ def epochs_to_reach(row: Row, goal: Row) -> tuple[int | None, float, int] | None
 
     Returns:
         The epoch (None if it is never reached), the accuracy to reach in percent, and the number of seeds; None without
-        a seed in common.
+        a seed in common, and where a split has no validation part.
     """
     seeds = sorted(set(row.seeds) & set(goal.seeds))
-    if not seeds:
+    if not seeds or not all("validation" in record.curves for one in (row, goal) for record in one.records):
         return None
     ours, theirs = (_smooth(one, seeds) for one in (row, goal))
     there = np.flatnonzero(ours >= theirs[-1] - 1e-9)  # rounding aside
@@ -50,7 +50,7 @@ def pace(fast: Row | None, slow: Row | None, names: tuple[str, str]) -> Markdown
     """
     found = None if fast is None or slow is None else epochs_to_reach(fast, slow)
     if found is None:
-        return Markdown(f"{names[0]} and {names[1]} are not recorded at the same seeds yet.")
+        return Markdown(f"{names[0]} and {names[1]} are not recorded at the same seeds with a validation part yet.")
     epoch, goal, seeds = found
     total, price = slow.config["epochs"], fast.training_macs / slow.training_macs
     where = f"what {names[1]} has after all {total} ({goal:.2f} % on the validation part, n = {seeds})"
