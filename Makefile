@@ -31,9 +31,10 @@ export JUPYTER_CONFIG_DIR := $(CURDIR)/_build/jupyter/config
 export IPYTHONDIR := $(CURDIR)/_build/jupyter/ipython
 export JUPYTER_PREFER_ENV_PATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# Notebooks are compared from their own folder, so a relative root of the images is made absolute here.
-ifneq ($(BPL_DATA),)
-export BPL_DATA := $(abspath $(BPL_DATA))
+# Notebooks are compared from their own folder, so a relative root of the images is made absolute here. Not by abspath,
+# for which a name with a space is two.
+ifneq ($(filter-out /% ~%,$(firstword $(BPL_DATA))),)
+export BPL_DATA := $(CURDIR)/$(BPL_DATA)
 endif
 # Threads that wait give their core away: on a shared machine a spinning wait makes training many times slower.
 export OMP_WAIT_POLICY := passive

@@ -241,7 +241,7 @@ def test_a_record_of_a_tree_of_ones_own_is_taken_where_the_tree_is_not(tmp_path)
     tree = tmp_path / "machine" / "my scenes"
     (tree / "class").mkdir(parents=True)
     config = RunConfig(str(tree), "dense")
-    record = made_up_record(config, data={"source": "real", "name": "my scenes"})
+    record = made_up_record(config, data={"source": "real", "name": "my scenes", "digest": "d", "split_digest": "s"})
     path = save_record(record, record_path(config, "real", tmp_path / "there"))
     write_bundle(tmp_path / "b.zip", tmp_path / "there")
     (tree / "class").rmdir()
@@ -253,9 +253,8 @@ def test_a_record_of_a_tree_of_ones_own_is_taken_where_the_tree_is_not(tmp_path)
 def test_a_record_of_packed_images_is_taken_where_the_packed_file_is_not(tmp_path):
     (tmp_path / "ucm.zip").touch()
     config = RunConfig("ucm", "bpl", data=str(tmp_path / "ucm.zip"))
-    save_record(
-        made_up_record(config, data={"source": "real", "name": "ucm"}), record_path(config, "real", tmp_path / "there")
-    )
+    data = {"source": "real", "name": "ucm", "digest": "d", "split_digest": "s"}
+    save_record(made_up_record(config, data=data), record_path(config, "real", tmp_path / "there"))
     write_bundle(tmp_path / "b.zip", tmp_path / "there")
     (tmp_path / "ucm.zip").unlink()
     assert merge_bundles([tmp_path / "b.zip"], tmp_path / "here").added == 1

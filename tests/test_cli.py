@@ -426,6 +426,8 @@ def test_a_knob_of_another_method_is_said_to_be_left_out(bpl, tree):
     assert bpl(*words) == (0, out, "")
     _, _, said = bpl("run", "--dataset", tree, "--method", "dense", *WORDS, "--quiet", "--ratio", 0.5)
     assert said == "bpl: dense does not read --ratio: left out\n"
+    _, _, said = bpl(*words, "--target", "macs:0.5", "--ratio", 0.2)
+    assert said == "bpl: scratch does not read --ratio (with --target macs:0.5): left out\n"
 
 
 def test_a_knob_that_another_leaves_without_effect_is_said_to_be_left_out(bpl, tree):

@@ -76,6 +76,29 @@ def test_every_lossless_suffix_keeps_the_pixels(tmp_path, suffix):
     assert np.array_equal(images.images[0].permute(1, 2, 0).numpy(), expected)
 
 
+def test_links_that_lead_nowhere_are_counted_aloud(tmp_path, capsys):
+    tree = make_tree(tmp_path / "set")
+    (tree / "a" / "lost.png").symlink_to(tmp_path / "gone.png")
+    load_images(str(tree), 8)
+    assert f"passed over in the class folders of '{tree}': 1 link that leads nowhere. " in capsys.readouterr().err
+    (tree / "z").symlink_to(tmp_path / "gone")  # a whole class
+    load_images(str(tree), 8)
+    assert "2 links that lead nowhere. " in capsys.readouterr().err
+
+
+def test_two_folders_of_one_name_and_equal_times_are_not_one_set(tmp_path):
+    """As unzip and rsync leave them: names, sizes and times of change agree, pixels do not."""
+    found = []
+    for place, value in (("one", 0), ("two", 255)):
+        for name in ("a", "b"):
+            folder = tmp_path / place / "set" / name
+            folder.mkdir(parents=True)
+            Image.new("RGB", (8, 8), (value,) * 3).save(folder / "0.tif")
+            os.utime(folder / "0.tif", (1, 1))
+        found.append(load_images(str(tmp_path / place / "set"), 8).images)
+    assert found[0].max() == 0 and found[1].min() == 255
+
+
 def test_what_may_be_meant_to_be_part_of_a_set_of_ones_own_is_counted_aloud(tmp_path, capsys):
     tree = make_tree(tmp_path / "set")
     (tree / "a" / "notes.txt").write_text("x")

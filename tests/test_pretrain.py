@@ -15,6 +15,7 @@ from support import (  # noqa: F401
     tree_fixture,
 )
 
+from bpl.config import RunConfig
 from bpl.data import load_images
 from bpl.machine.ending import Stopped
 from bpl.models import build_model
@@ -123,6 +124,21 @@ def test_a_run_that_was_interrupted_does_not_start_from_the_other_network_again(
     resumed = run(config, progress=False)
     assert resumed.curves == whole.curves
     assert resumed.cost["training_macs"] == whole.cost["training_macs"]
+
+
+def test_a_start_on_the_same_images_has_the_runs_own_split(tree, other):
+    """Of another seed it would be trained on images that this run tests on."""
+    for name in (str(tree), f"{tree}/"):
+        before = small(tree, "dense", epochs=1, seed=3, split="paper", pretrain=f"{name}:2").pretraining()
+        assert (before.seed, before.split, before.epochs) == (3, "paper", 2)
+    before = small(tree, "dense", epochs=1, seed=3, split="paper", pretrain=f"{other}:2").pretraining()
+    assert (before.seed, before.split) == (0, "protocol")
+
+
+def test_two_shares_of_one_data_set_are_no_start_for_each_other():
+    with pytest.raises(ValueError, match="nwpu-45 and nwpu-21 have images in common, and it would train on test"):
+        RunConfig("nwpu-21", "dense", pretrain="nwpu-45:5")
+    assert RunConfig("nwpu-21", "dense", pretrain="aid:5").pretrain == "aid:5"
 
 
 def test_drawn_scenes_are_no_start_for_real_images(tree, monkeypatch):

@@ -321,7 +321,8 @@ def test_a_run_is_free_again_when_its_process_dies(tmp_path):
 # -- records on the disk ------------------------------------------------------------------------------------------
 def test_a_record_comes_back_as_it_was_written(tmp_path):
     config = RunConfig("ucm", "bpl")
-    record = made_up_record(config, accuracy={"test": 1 / 3, "validation": None}, data={"source": "real", "ä": "ü"})
+    data = {"source": "real", "name": "ucm", "digest": "d", "split_digest": "s", "ä": "ü"}
+    record = made_up_record(config, accuracy={"test": 1 / 3, "validation": None}, data=data)
     path = save_record(record, tmp_path / "new" / f"{record.name}.json")
     assert load_record(path) == record
     assert files_below(tmp_path) == [f"new/{record.name}.json"]
@@ -367,6 +368,9 @@ BAD = {
     ),
     "null for test accuracy": (_inner("accuracy", "test", None), "accuracy.test"),
     "a word for an accuracy": (_inner("accuracy", "validation", "x"), "accuracy.validation 'x': it must be a finite"),
+    "no name of the images": (lambda values: values["data"].pop("name"), "has data.name None: it must be a text"),
+    "no digest": (lambda values: values["data"].pop("split_digest"), "has data.split_digest None"),
+    "no comparison": (lambda values: values["equivalence"].clear(), "row: equivalence.relative_error"),
     "no cost": (lambda values: values["cost"].pop("macs"), "lacks a number of its table row: cost.macs"),
     "nothing to divide by": (_inner("cost", "dense_macs", 0), "cost.dense_macs 0: it must be greater than 0"),
     "latency of no kind": (_inner("cost", "latency", [1]), "cost.latency.median_ms"),

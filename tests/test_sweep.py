@@ -103,6 +103,9 @@ def test_numbers_and_words_are_those_of_yaml_1_2(grid):
     configs = load_grid(path)
     assert [c.learning_rate for c in configs] == [5e-4, 0.1, 10.0]
     assert {c.compile for c in configs} == {"off"} and {c.weight_decay for c in configs} == {1.0}
+    configs = load_grid(grid("- {dataset: ucm, method: bpl, seed: [010, 0x1F, 0o17, +3], epochs: 060}\n"))
+    assert [c.seed for c in configs] == [3, 10, 15, 31]  # 010 was 8, and 060 was 48, in YAML 1.1
+    assert {c.epochs for c in configs} == {60}
 
 
 def test_a_key_given_twice_in_json_is_refused(tmp_path):
@@ -133,7 +136,13 @@ BAD_GRIDS = {
     "a key given twice": ("- {dataset: ucm, method: bpl, epochs: 1, epochs: 3}", "the key 'epochs' is given 2 times"),
     "a nested list": ("- {dataset: ucm, method: bpl, ratio: [[0.5]]}", "ratio is [0.5]"),
     "a mapping for a value": ("- {dataset: {a: b}, method: bpl}", "dataset is {'a': 'b'}"),
-    "an empty list of values": ("- {dataset: ucm, method: bpl, seed: []}", "stands for no run"),
+    "an empty list of values": ("- {dataset: ucm, method: bpl, seed: []}", "the list of 'seed' is empty"),
+    "an empty list beside others": (
+        "- {dataset: ucm, method: bpl}\n- {dataset: ucm, method: dense, seed: []}",
+        "entry 2: the list of 'seed' is empty",
+    ),
+    "a time for a number": ("- {dataset: ucm, method: bpl, epochs: 1:30}", "epochs is '1:30'"),
+    "digits apart": ("- {dataset: ucm, method: bpl, epochs: 1_6}", "epochs is '1_6'"),
 }
 
 

@@ -380,6 +380,9 @@ def test_runs_beside_each_other_leave_the_records_of_runs_one_after_another(tree
     assert (record.curves, record.accuracy, record.equivalence) == (alone.curves, alone.accuracy, alone.equivalence)
     assert alone.environment["runs_beside_each_other"] == 1
     assert merge_bundles([places / "records.zip"], places / "taken").added == 1
+    sweep(configs[:1], jobs=4, folder=places / "one", work=places / "one", progress=False)  # nothing to be beside
+    record = load_record(record_path(configs[0], "real", places / "one"))
+    assert record.environment["runs_beside_each_other"] == 1
 
 
 def _long_sweep(tree: Path, places: Path) -> tuple[subprocess.Popen, list[Path]]:

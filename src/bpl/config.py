@@ -226,6 +226,11 @@ class RunConfig:
                 object.__setattr__(self, "ratio", min(round(1 - asked.share, 6), _MOST_REMOVED))
         if self.pretrain is not None:
             before = Pretraining.parse(self.pretrain, tuple(CARDS))
+            if _overlap(before.dataset, self.dataset):
+                raise ValueError(
+                    f"pretrain is {shown(self.pretrain)}: {before.dataset} and {self.dataset} have images in common, "
+                    "and it would train on test images of this run; name another data set"
+                )
             object.__setattr__(self, "pretrain", f"{before.dataset}:{before.epochs}")
         if self.method == "oed" and self.sparsity is not None:
             object.__setattr__(self, "ratio", 0.0)  # the strength alone decides what goes
@@ -327,9 +332,11 @@ class RunConfig:
         return RunConfig(method="dense", epochs=self.teacher_epochs, **values)
 
     def pretraining(self) -> "RunConfig":
-        """The dense run on another data set whose network this one starts from, where `pretrain` names one."""
+        """The dense run whose network this one starts from, where `pretrain` names one: another data set's seed 0."""
         before = Pretraining.parse(self.pretrain, tuple(CARDS))
         teacher = dataclasses.replace(self.dense(), dataset=before.dataset, epochs=before.epochs, pretrain=None)
+        if _is_one_set(before.dataset, self.dataset):
+            return teacher  # of this run's own split and seed: any other would train on its test images
         return dataclasses.replace(teacher, seed=0, split="protocol")
 
     def to_dict(self) -> dict[str, Any]:
@@ -378,6 +385,21 @@ def _one_spelling(folder: str) -> str:
     """A folder as everybody spells it, so that ``images/``, ``./images`` and ``images`` are one data set."""
     plain = os.path.normpath(os.path.expanduser(folder))
     return os.path.join(".", plain) if plain in CARDS else plain  # a folder ./ucm is not the data set ucm
+
+
+def _is_one_set(one: str, other: str) -> bool:
+    """Whether two names or folders are the same data set."""
+    return one == other or not {one, other} & CARDS.keys() and _place(one) == _place(other)
+
+
+def _place(folder: str) -> Path:
+    return Path(folder).expanduser().resolve()
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether two names are of different shares of one data set."""
+    cards = [CARDS[name] for name in (one, other) if name in CARDS]
+    return len(cards) == 2 and one != other and bool(set(cards[0].folders) & set(cards[1].folders))
 
 
 def _is_there(place: str, is_it: Callable[[Path], bool]) -> bool:

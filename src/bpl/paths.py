@@ -12,9 +12,9 @@ def project_root() -> Path:
 
 def results_folder() -> Path:
     """Committed records: ``$BPL_RESULTS``, else ``data/results`` of the checkout."""
-    return Path(os.environ.get("BPL_RESULTS") or project_root() / "data" / "results")
+    return Path(os.environ.get("BPL_RESULTS") or project_root() / "data" / "results").expanduser()
 
 
 def work_folder() -> Path:
     """Checkpoints and other things that may be lost: ``$BPL_WORK``, else ``_build/runs`` of the checkout."""
-    return Path(os.environ.get("BPL_WORK") or project_root() / "_build" / "runs")
+    return Path(os.environ.get("BPL_WORK") or project_root() / "_build" / "runs").expanduser()

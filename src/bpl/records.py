@@ -33,6 +33,7 @@ _NUMBERS = (  # that tables are made of
     ("cost", "training_macs"),
     ("cost", "latency", "median_ms"),
     ("cost", "dense_latency", "median_ms"),
+    ("equivalence", "relative_error"),
     ("seconds",),
 )
 _DIVISORS = ("dense_macs", "dense_params")
@@ -196,8 +197,9 @@ def _check_values(values: dict[str, Any], where: str) -> None:
 
     if not isinstance(values["name"], str):
         refuse("name", values["name"], "a text")
-    if not isinstance(source := values["data"].get("source"), str):
-        refuse("data.source", source, "a text")
+    for key in ("source", "name", "digest", "split_digest"):
+        if not isinstance(text := values["data"].get(key), str):
+            refuse(f"data.{key}", text, "a text")
     for keys in _NUMBERS:
         value: Any = values
         for key in keys:

@@ -24,6 +24,9 @@ def unread(given: Collection[str], config: RunConfig) -> list[str]:
         for name, (other, values) in IDLE.items()
         if name in given and getattr(config, other) in values
     }
+    sizes = [name for name in ("target", "budget") if getattr(config, name) is not None]
+    if "ratio" in given and sizes:
+        idle["ratio"] = f" (with {_option(sizes[0])} {getattr(config, sizes[0])})"
     return [_option(name) for name in never] + [_option(name) + why for name, why in idle.items()]
 
 

@@ -47,14 +47,14 @@ class Listing:
         classes: Names of the class folders, sorted.
         files: ``class/filename`` of every image, sorted by class, then by name.
         labels: Index into ``classes`` of every image.
-        stamps: Size in bytes of every file and its modification time in ns, in a packed file its CRC.
+        stamps: Size in bytes of every file, and when it and its entry were changed in ns; in a packed file its CRC.
     """
 
     folder: Traversable
     classes: tuple[str, ...]
     files: tuple[str, ...]
     labels: tuple[int, ...]
-    stamps: tuple[tuple[int, int], ...]
+    stamps: tuple[tuple[int, ...], ...]
 
 
 def roots(data: str | Path | None = None) -> tuple[Path, ...]:
@@ -147,7 +147,7 @@ def list_images(folder: Traversable, classes: Sequence[str] | None = None) -> Li
         )
     files: list[str] = []
     labels: list[int] = []
-    stamps: list[tuple[int, int]] = []
+    stamps: list[tuple[int, ...]] = []
     for label, name in enumerate(sorted(classes)):
         _check_name(name, folder)
         entries = _images(folder / name)
@@ -170,7 +170,8 @@ def passed_over(listing: Listing) -> str:
         listing: The listing.
 
     Returns:
-        The number of images with other suffixes, which are named, and of folders; "" where there is nothing.
+        The number of images with other suffixes, which are named, of folders, and of links that lead nowhere; "" where
+        there is nothing.
     """
     taken = set(listing.files)
     rest = [
@@ -182,9 +183,13 @@ def passed_over(listing: Listing) -> str:
     suffixes = [Path(entry.name).suffix.lower() for entry in rest if entry.is_file()]
     others = [suffix for suffix in suffixes if suffix in DECODED_SUFFIXES]
     deeper = sum(entry.is_dir() for entry in rest)
+    beside = [entry for entry in listing.folder.iterdir() if not entry.name.startswith(".")]
+    lost = sum(isinstance(entry, Path) and entry.is_symlink() and not entry.exists() for entry in [*rest, *beside])
     of = ", ".join(sorted(set(others)))
     images = f"{len(others)} image{'s' * (len(others) > 1)} of other suffixes ({of})" if others else ""
-    return " and ".join(filter(None, (images, f"{deeper} folder{'s' * (deeper > 1)}" if deeper else "")))
+    folders = f"{deeper} folder{'s' * (deeper > 1)}" if deeper else ""
+    links = f"{lost} link{'s' * (lost > 1)} that lead{'s' * (lost == 1)} nowhere" if lost else ""
+    return " and ".join(filter(None, (images, folders, links)))
 
 
 def decode_all(listing: Listing, image_size: int, progress: bool = True) -> np.ndarray:
@@ -306,9 +311,9 @@ def _images(folder: Traversable) -> list[Traversable]:
     return sorted(images, key=lambda entry: entry.name)
 
 
-def _stamp(file: Traversable) -> tuple[int, int]:
+def _stamp(file: Traversable) -> tuple[int, ...]:
     """What tells a changed file from its predecessor without reading it."""
     if not isinstance(file, Path):
         return file.stamp
     status = file.stat()
-    return status.st_size, status.st_mtime_ns
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns  # the last one nobody sets: unzip sets the second

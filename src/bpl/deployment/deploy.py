@@ -21,7 +21,7 @@ from bpl.deployment.shipped import DEMO_FOLDER, Shipped
 from bpl.export import ModelFileError, check_finished, describe_use, exports_of, load_model, read_description
 from bpl.machine.atomic import write_together
 from bpl.onnx_files import onnx_bytes, open_session
-from bpl.records import Record, load_record
+from bpl.records import Record, full_config, load_record
 from bpl.train import predict, top1
 
 TOLERANCE = 1e-4  # between logits, absolute; relative to the largest logit where that is above 1
@@ -75,7 +75,7 @@ def images_for(record: Record | None, description: dict[str, Any], image_size: i
     if record is None:
         why = "no record says which images the network was trained on; where there is one, name it in place of the run"
         return _drawn(description, image_size, why)
-    config, source = record.config, record.data["source"]
+    config, source = full_config(record), record.data["source"]
     where = "synthetic" if source == "synthetic" else "real" if data == "auto" else data
     try:
         images = load_images(config["dataset"], image_size, where, progress=False)

@@ -48,8 +48,9 @@ def read_grid_file(path: Path) -> list[Any]:
         raise GridError(f"grid {path} cannot be read: {reason}") from error
 
 
-_WORDS = {  # of YAML 1.2: tag -> what is read as it, and what that may start with
+_WORDS = {  # of YAML 1.2's core schema: tag -> what is read as it, and what that may start with
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
     "float": (
         r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
         r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
@@ -81,6 +82,11 @@ def _documents(text: str) -> list[Any]:
             for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
         }
 
+    def whole_number(loader: Loader, node: yaml.ScalarNode) -> int:
+        text = loader.construct_scalar(node)
+        return int(text, 0) if text[:2] in ("0o", "0x") else int(text)  # 010 is ten, and 8 in YAML 1.1
+
+    Loader.add_constructor("tag:yaml.org,2002:int", whole_number)
     for word, (pattern, first) in _WORDS.items():
         Loader.add_implicit_resolver(f"tag:yaml.org,2002:{word}", re.compile(f"^(?:{pattern})$"), list(first))
     loader, documents = Loader(text), []

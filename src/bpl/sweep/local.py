@@ -76,11 +76,13 @@ def load_stages(path: Path) -> list[list[RunConfig]]:
         stages.append([config for config in dict.fromkeys(found) if config not in known])
         known.update(found)
     if not known:
-        raise GridError(f"grid {path} stands for no run: one of its lists is empty")
+        raise GridError(f"grid {path} stands for no run")
     return stages
 
 
 def _expand(entry: dict[str, Any]) -> list[RunConfig]:
+    if empty := next((key for key, value in entry.items() if value == []), None):
+        raise ValueError(f"the list of {empty!r} is empty: it stands for no run")
     lists = [value if isinstance(value, list) else [value] for value in entry.values()]
     if (runs := math.prod(map(len, lists))) > MOST_RUNS:
         raise ValueError(f"it stands for {runs:,} runs: at most {MOST_RUNS:,} are allowed")
@@ -178,6 +180,7 @@ def sweep(
     if bundle is not None:
         write_bundle(bundle, folder)  # now, too: what is wrong with it must not come out after the first run
     lacking, took = _lacking(configs, folder, progress, result)
+    jobs = max(1, min(jobs, len(lacking)))  # they divide the threads between them, and records say how many there are
     waiting = iter(lacking.items())
     path_of = {config: path for path, config in lacking.items()}
     left = dict(lacking)  # what is under way or may still be started
