@@ -164,7 +164,12 @@ def test_a_dense_run_that_was_recorded_elsewhere_is_made_anew_and_its_record_lef
     assert same_weights(dense_of(), first)
     assert trainings == ["dense", "dense"]
     assert record.stat().st_mtime_ns == written
-    assert sorted(file.name for file in place_of(tree, places).iterdir()) == ["lock", "model.json", "model.safetensors"]
+    assert sorted(file.name for file in place_of(tree, places).iterdir()) == [
+        "images.sha256",
+        "lock",
+        "model.json",
+        "model.safetensors",
+    ]
 
 
 def test_a_network_that_was_half_written_when_its_run_was_killed_is_made_anew(tree, places, dense_of):

@@ -126,6 +126,16 @@ def test_a_run_that_was_interrupted_does_not_start_from_the_other_network_again(
     assert resumed.cost["training_macs"] == whole.cost["training_macs"]
 
 
+def test_another_results_folder_gets_a_record_of_the_start_too(tree, other, tmp_path):
+    """The network alone, which is still among the checkpoints, does not say what its training cost."""
+    config = small(tree, "dense", epochs=1, pretrain=f"{other}:1")
+    first = run(config, progress=False)
+    again = run(config, folder=tmp_path / "elsewhere", progress=False)
+    assert again.cost["training_macs"] == first.cost["training_macs"]
+    source = load_images(str(tree), 32, progress=False).source
+    assert record_path(config.pretraining(), source, tmp_path / "elsewhere").exists()
+
+
 def test_a_start_on_the_same_images_has_the_runs_own_split(tree, other):
     """Of another seed it would be trained on images that this run tests on."""
     for name in (str(tree), f"{tree}/"):

@@ -65,7 +65,13 @@ def test_a_run_leaves_its_record_and_its_network_and_nothing_else(finished, plac
     config, record, path = finished
     assert path == places / "results" / "tiny" / f"{config.run_name('real')}.json"
     assert files_below(places / "results") == [f"tiny/{path.name}"]
-    assert sorted(files_below(places / "work" / path.stem)) == ["lock", "log.jsonl", "model.json", "model.safetensors"]
+    assert sorted(files_below(places / "work" / path.stem)) == [
+        "images.sha256",
+        "lock",
+        "log.jsonl",
+        "model.json",
+        "model.safetensors",
+    ]
     assert load_record(path) == record
 
 
@@ -156,7 +162,7 @@ def test_a_repeated_run_that_was_stopped_goes_on_where_it_is_asked_for_again(tre
     assert run(config, progress=False) == first  # which leaves the repetition as it is
     assert _epochs_of(config, repeat=True) == [3]
     place = places / "work" / config.run_name("real")
-    assert files_below(place) == ["lock", "log.jsonl", "model.json", "model.safetensors"]
+    assert files_below(place) == ["images.sha256", "lock", "log.jsonl", "model.json", "model.safetensors"]
     assert _epochs_of(config, repeat=True) == [1, 2, 3]
     stopped()
     monkeypatch.setattr(run_module, "source_digest", lambda: "of another code")
@@ -206,6 +212,20 @@ def test_what_was_made_from_other_images_is_not_taken_for_this_runs(places, tmp_
     assert load_record(record_path(dense, "real")) == first
     assert run(dense, progress=False, repeat=True).data["digest"] == now
     assert run(kd, progress=False).data["digest"] == now
+
+
+def test_a_teacher_from_before_the_labels_were_changed_is_not_taken(places, tmp_path):
+    """Mean and spread of the images are what they were: only their digest tells."""
+    tree = make_tree(tmp_path / "own")
+    kd = small(tree, "kd", epochs=1, teacher_epochs=1)
+    run(kd, progress=False)
+    one, other = (sorted((tree / name).iterdir())[0] for name in ("class_0", "class_1"))
+    one.rename(tmp_path / "kept")
+    other.rename(one)
+    (tmp_path / "kept").rename(other)
+    with pytest.raises(RecordError, match="network .*dense.* was trained on other images"):
+        run(kd, folder=tmp_path / "elsewhere", progress=False)
+    assert run(kd, folder=tmp_path / "elsewhere", work=tmp_path / "anew", progress=False).accuracy
 
 
 def test_a_published_set_is_the_same_set_whatever_its_files_were_decoded_with():

@@ -119,7 +119,7 @@ def test_only_the_first_process_writes(two_processes):
     """A record, a log and a network for each of the runs (a teacher among them), and nothing half-written."""
     names = [name.removesuffix(".json") for name in records_below(two_processes)]
     assert len(names) == 4
-    left = ["lock", "log.jsonl", "model.json", "model.safetensors"]
+    left = ["images.sha256", "lock", "log.jsonl", "model.json", "model.safetensors"]
     assert files_below(two_processes / "work") == sorted(f"{name}/{file}" for name in names for file in left)
     for name in names:
         log = [json.loads(line) for line in (two_processes / "work" / name / "log.jsonl").read_text().splitlines()]

@@ -10,10 +10,10 @@ from typing import Any
 from torch import nn
 
 from bpl.config import RunConfig
-from bpl.data import ImageSet, Split, load_images, make_split
+from bpl.data import CARDS, ImageSet, Split, load_images, make_split
 from bpl.export import exports_of, load_model, read_description, save_model
 from bpl.machine import processes
-from bpl.machine.atomic import check_writable, folder_held
+from bpl.machine.atomic import check_writable, folder_held, write_atomic
 from bpl.machine.checkpoint import delete_checkpoint
 from bpl.machine.ending import Stopped, Watch
 from bpl.machine.run_lock import WAIT, RunBusy, only_here
@@ -22,6 +22,8 @@ from bpl.recording import make_record
 from bpl.records import Record, RecordError, check_images, load_record, record_path, save_record, source_digest
 from bpl.runlog import logged
 from bpl.train import Start, Trained, pretraining_of, train
+
+DIGEST = "images.sha256"  # beside a shipped network: of the images that it was trained on
 
 
 def run(
@@ -198,7 +200,7 @@ def pretrained_network(config: RunConfig, images: ImageSet, **where: Any) -> Sta
         ValueError: the other data set's images are not at hand.
     """
     before, others, split = pretraining_of(config, images.source)
-    network = network_of(before, others, split, **where)
+    network = network_of(before, others, split, **where, with_record=True)
     path = record_path(before, images.source, where.get("folder"))
     return Start(network, load_record(path).cost["training_macs"])
 
@@ -213,6 +215,7 @@ def network_of(
     progress: bool = True,
     watch: Watch | None = None,
     beside: int = 1,
+    with_record: bool = False,
 ) -> nn.Module:
     """The network that a dense run ships: as the run left it, else trained now.
 
@@ -225,6 +228,7 @@ def network_of(
         progress: show a progress bar on standard error.
         watch: as of `run`.
         beside: as of `run`.
+        with_record: its record has to be in the results folder too, which says what its training cost.
 
     Returns:
         The network.
@@ -238,7 +242,7 @@ def network_of(
     shipped = place / "model.json"  # written after the weights: where it is, both are whole
     recorded = record_path(dense, images.source, folder)
     processes.decide(lambda: _check_network(shipped, recorded, images))
-    while not processes.decide(shipped.exists):
+    while not processes.decide(lambda: shipped.exists() and (recorded.exists() or not with_record)):
         try:
             if not processes.decide(recorded.exists):
                 run(dense, **where)
@@ -260,29 +264,35 @@ def network_of(
 
 
 def _check_network(shipped: Path, recorded: Path, images: ImageSet) -> None:
-    """Refuse the record and the network of a dense run where they are of other images; each may not be there yet.
-
-    The network's own files do not say which images it is of, but their mean and spread.
-    """
+    """Refuse the record and the network of a dense run where they are of other images; each may not be there yet."""
     if recorded.exists():
         _record_of(recorded, images)
-    if not shipped.exists():
-        return
+    if shipped.exists() and not _is_of(shipped, images):
+        raise RecordError(
+            f"network {shipped.parent} was trained on other images than those at hand: delete that folder to have "
+            "it trained anew, or use another --work"
+        )
+
+
+def _is_of(shipped: Path, images: ImageSet) -> bool:
+    """Whether a network was trained on these images.
+
+    By their digest; by their mean and spread where an older run left none, and for published sets, whose pixels depend
+    on what decoded them.
+    """
+    if images.name not in CARDS and (noted := shipped.parent / DIGEST).exists():
+        return noted.read_text(errors="replace") == images.digest
     said, here = read_description(shipped), {"mean": images.mean, "std": images.std}
-    for name, values in here.items():
-        try:
-            same = all(math.isclose(a, b, abs_tol=1e-5) for a, b in zip(said[name], values, strict=True))
-        except (KeyError, TypeError, ValueError):
-            same = False
-        if not same:
-            raise RecordError(
-                f"network {shipped.parent} was trained on other images than those at hand: delete that folder to have "
-                "it trained anew, or use another --work"
-            )
+    try:
+        pairs = [pair for name, values in here.items() for pair in zip(said[name], values, strict=True)]
+        return all(math.isclose(a, b, abs_tol=1e-5) for a, b in pairs)
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def _save_shipped(trained: Trained, images: ImageSet, place: Path) -> None:
     weights = place / "model.safetensors"
-    for file in exports_of(weights):
+    for file in (place / DIGEST, *exports_of(weights)):
         file.unlink(missing_ok=True)  # of the network that is replaced
     save_model(trained.small, weights, classes=images.classes, mean=images.mean, std=images.std)
+    write_atomic(place / DIGEST, images.digest.encode())
