@@ -20,6 +20,7 @@ from bpl.report.statistics import holm, scatter_of
 from bpl.report.style import spread_out
 
 EPOCHS = 4
+PARTS = {"train": 1470, "validation": 210, "test": 420}  # images of each
 ROWS = (
     {"method": "dense"},
     {"method": "scratch", "ratio": 0.7},
@@ -39,7 +40,7 @@ def make_record(config: RunConfig, test: float) -> Record:
     return Record(
         name=config.run_name("real"),
         config=config.to_dict(),
-        data={"source": "real", "digest": "d" * 64, "train": 1470, "validation": 210, "test": 420},
+        data={"source": "real", "name": config.dataset, "digest": "d" * 64, "split_digest": "s" * 64} | PARTS,
         accuracy={"test": test, "test_at_best_validation": test - 1, "best_test": test + 2},
         curves=curves,
         cost={
