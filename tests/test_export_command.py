@@ -91,7 +91,7 @@ def test_a_run_is_found_however_it_is_named(how, command, finished, places):
     place = network_folder(places, finished)
     assert (code, err) == (0, "")
     made = ["model.export.json", "model.json", "model.onnx", "model.safetensors"]
-    assert files_below(place) == ["lock", "log.jsonl", *made]
+    assert files_below(place) == ["images.sha256", "lock", "log.jsonl", *made]
     lines = out.splitlines()
     assert lines[0] == f"checked on the run's {finished.data['test']} test images of tiny (real)"
     assert f"the run's record says {finished.accuracy['test']:.2f} %" in lines[2]
