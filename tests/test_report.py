@@ -54,6 +54,12 @@ def make_record(config: RunConfig, test: float) -> Record:
     )  # fmt: skip
 
 
+def arm(method: str, *values: float, dataset: str = "ucm") -> report.Row:
+    """A row of these accuracies, at seeds 0, 1, 2 and so on."""
+    configs = [RunConfig(dataset=dataset, method=method, ratio=0.7, seed=seed) for seed in range(len(values))]
+    return report.group([make_record(config, value) for config, value in zip(configs, values, strict=True)])[0]
+
+
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of records, three seeds a row, that the library takes for the checkout's."""
@@ -203,10 +209,6 @@ def test_the_false_finds_of_three_pairs_among_six_arms_are_as_rare_as_they_shoul
 
 
 def test_some_seeds_of_an_arm_beside_all_of_it_are_no_second_arm(results: Path) -> None:
-    def arm(method: str, *values: float) -> report.Row:
-        configs = [RunConfig(dataset="ucm", method=method, ratio=0.7, seed=seed) for seed in range(len(values))]
-        return report.group([make_record(config, value) for config, value in zip(configs, values, strict=True)])[0]
-
     one, two, three = arm("l1", 80.0, 81.0, 82.5), arm("scratch", 79.5, 80.0, 80.5), arm("sfp", 80.0, 83.0, 81.0)
     whole = one.difference(two, among=[one, two, three])
     assert one.difference(two, among=[one, two, three, three.only([1, 2]), one.only([0])]) == whole
@@ -227,11 +229,9 @@ def test_an_arm_that_scatters_more_than_the_others_has_few_false_finds_too(wild:
 
 
 def test_claims_on_several_data_sets_are_combined_as_fisher_does(results: Path) -> None:
-    def arm(dataset: str, method: str, *values: float) -> report.Row:
-        configs = [RunConfig(dataset=dataset, method=method, ratio=0.7, seed=seed) for seed in range(len(values))]
-        return report.group([make_record(config, value) for config, value in zip(configs, values, strict=True)])[0]
-
-    above = [(arm(d, "l1", 80.0, 81.0, 82.5), arm(d, "scratch", 79.5, 80.0, 80.5)) for d in ("ucm", "aid")]
+    above = [
+        (arm("l1", 80.0, 81.0, 82.5, dataset=d), arm("scratch", 79.5, 80.0, 80.5, dataset=d)) for d in ("ucm", "aid")
+    ]
     p = above[0][0].difference(above[0][1]).p
     assert p > 0.05
     text = repr(report.together([("Better?", above), ("One?", above[:1]), ("None?", [(None, above[0][1])] * 2)]))
@@ -436,13 +436,6 @@ def test_one_pair_of_runs_shows_little(results: Path) -> None:
 
 
 def test_contrasts_are_corrected_for_their_number(results: Path) -> None:
-    def arm(method: str, *values: float) -> report.Row:
-        records = [
-            make_record(RunConfig(dataset="ucm", method=method, ratio=0.7, seed=seed), value)
-            for seed, value in enumerate(values)
-        ]
-        return report.rows.group(records)[0]
-
     sure, barely, control = arm("l1", 90.0, 90.1, 89.9), arm("sfp", 80.8, 81.3, 81.8), arm("scratch", 80.0, 80.0, 80.0)
     question = ("Barely?", barely, control)
     assert "significant at the 5 % level as a single test" in repr(report.contrasts([question]))

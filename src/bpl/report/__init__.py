@@ -1,6 +1,7 @@
 """Tables, figures and sentences made from records and configs; nothing here reads an image or runs a network."""
 
 from bpl.report.claims import Claim, claim
+from bpl.report.controls import control, find, of_method
 from bpl.report.courses import at_the_bound, departures, landing, last_values, selection_changes
 from bpl.report.display import Drawing, Markdown
 from bpl.report.evidence_list import evidence, items
@@ -8,7 +9,7 @@ from bpl.report.figures import difference_to_dense, price, tradeoff
 from bpl.report.intervals import contrasts, difference_chart, difference_table, together
 from bpl.report.masked import best_epoch_gains, masked_table
 from bpl.report.recipe import averaging_table, recipe_table
-from bpl.report.rows import ReportError, Row, collect, control, find, group, lacking, of_method, recorded, select
+from bpl.report.rows import ReportError, Row, collect, group, lacking, recorded, select
 from bpl.report.search import search_answer, search_table
 from bpl.report.sentences import aim_met, answer, beside_claim, complete, diversity, ranking, reached
 from bpl.report.statistics import Difference, Summary, bootstrap_interval, paired_difference, summarise

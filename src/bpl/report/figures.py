@@ -4,8 +4,9 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from bpl.report.claims import Claim
+from bpl.report.controls import control, find
 from bpl.report.display import Drawing, Markdown
-from bpl.report.rows import Row, control, find
+from bpl.report.rows import Row
 from bpl.report.sentences import NO_RECORDS
 from bpl.report.style import (
     COLOURS,

@@ -1,4 +1,4 @@
-"""Rows: records that differ in their seed only, and how a row is named, compared and made again."""
+"""Rows: records that differ in their seed only, and how a row is named, subtracted and made again."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -30,9 +30,9 @@ LABELS = {
 }
 _NOT_VARIANT = ("seed", "device", "data", "tier")  # of these a row's records may differ
 # Of these all rows of one table must agree: numbers from other images or another network are not comparable.
-_COMMON = ("dataset", "split", "arch", "width", "image_size")
+COMMON = ("dataset", "split", "arch", "width", "image_size")
 # Of these a row and its control must agree: they say how long and how a network was trained.
-_PROTOCOL = (
+PROTOCOL = (
     "epochs", "stored_size", "batch_size", "schedule", "learning_rate", "momentum", "weight_decay", "label_smoothing",
     "augmentation", "precision",
 )  # fmt: skip
@@ -87,7 +87,7 @@ class Row:
     @property
     def place(self) -> tuple[Any, ...]:
         """Images and network."""
-        return tuple(self.config[name] for name in _COMMON)
+        return tuple(self.config[name] for name in COMMON)
 
     @property
     def seeds(self) -> list[int]:
@@ -132,7 +132,7 @@ class Row:
     @property
     def is_default_method(self) -> bool:
         """Whether every knob of the method has its default value, however long and however it was trained."""
-        return self.knobs.keys() <= {*_PROTOCOL, *_COMMON, "teacher_epochs", "rho"}
+        return self.knobs.keys() <= {*PROTOCOL, *COMMON, "teacher_epochs", "rho"}
 
     @property
     def knobs(self) -> dict[str, Any]:
@@ -247,7 +247,7 @@ def group(records: Iterable[Record]) -> list[Row]:
         ReportError: records of several data sets, sources, splits or networks, or seeds of different widths.
     """
     records = list(records)
-    for name in (*_COMMON, "source"):
+    for name in (*COMMON, "source"):
         values = sorted({str(r.data["source"] if name == "source" else r.config[name]) for r in records})
         if len(values) > 1:
             raise ReportError(f"one table cannot mix {name} {' and '.join(values)}: choose one")
@@ -314,95 +314,6 @@ def named_among(rows: list[Row]) -> list[Row]:
     ]
 
 
-def find(rows: list[Row], method: str, ratio: float | None = None) -> Row | None:
-    """The row of a method: with its default settings if recorded, else trained otherwise, for few epochs first.
-
-    Args:
-        rows: the rows of one table.
-        method: name of the method.
-        ratio: pruning ratio; None for any.
-
-    Returns:
-        The row, or None where the method is not recorded at this ratio.
-    """
-    found = [row for row in rows if row.method == method and ratio in (None, row.ratio)]
-
-    def departs(row: Row) -> tuple[bool, bool, int]:
-        return not row.knobs.keys() <= set(_COMMON), not row.is_default_method, row.config["epochs"]
-
-    return min(found, key=departs, default=None)
-
-
-def control(rows: list[Row], row: Row, method: str) -> Row | None:
-    """The row to hold another against: a method at the same size (the dense network at none), trained alike.
-
-    Args:
-        rows: the rows of one table.
-        row: the row that is to be compared.
-        method: "scratch" or "dense", or any other method.
-
-    Returns:
-        The control, or None where there is none, or more than one.
-    """
-    found = [
-        other
-        for other in rows
-        if other.method == method
-        and (method == "dense" or size_of(other) == size_of(row))
-        and _trained_alike(other, row)
-    ]
-    return found[0] if len(found) == 1 else None
-
-
-def trained_longer(rows: list[Row], row: Row) -> list[Row]:
-    """The rows of the same method and size that were trained for more epochs, and alike in all else.
-
-    Args:
-        rows: the rows of one table.
-        row: the one to compare with.
-    """
-    return [
-        other
-        for other in rows
-        if other.method == row.method
-        and size_of(other) == size_of(row)
-        and other.config["epochs"] > row.config["epochs"]
-        and _trained_alike(other, row, but=("epochs",))
-    ]
-
-
-def _trained_alike(one: Row, other: Row, but: tuple[str, ...] = ()) -> bool:
-    return all(one.config[name] == other.config[name] for name in (*_PROTOCOL, "pretrain") if name not in but)
-
-
-def of_method(rows: list[Row], method: str) -> list[Row]:
-    """The rows of one method with its controls: the dense network, and the narrow one from scratch at the same ratios.
-
-    Args:
-        rows: the rows of one table.
-        method: name of the method.
-
-    Returns:
-        Some of the rows, in their order.
-    """
-    ratios = {row.ratio for row in rows if row.method == method}
-    return [row for row in rows if row.method in ("dense", method) or (row.method == "scratch" and row.ratio in ratios)]
-
-
-def size_of(row: Row) -> tuple[Any, ...]:
-    """What decides how large a pruned network is.
-
-    Args:
-        row: the row.
-
-    Returns:
-        Values to compare with those of another row.
-    """
-    free = row.config["sparsity"] if row.method == "oed" else None
-    rounded = row.config["round_to"] or 1
-    return row.ratio, row.config["scope"] or "inner", rounded, row.config["target"], row.config["budget"], free
-
-
 def recorded(configs: Iterable[RunConfig], source: str = "real", folder: Path | None = None) -> list[Row]:
     """The rows of a campaign, as far as it is recorded: of exactly these runs, whatever else lies in the folder.
 
@@ -435,7 +346,7 @@ def select(rows: Iterable[Row], **where: Any) -> Row | None:
         ValueError: an unknown field, or a value that is not allowed.
     """
     for row in rows:
-        table = {name: row.config[name] for name in _COMMON} | {"tier": row.records[0].config["tier"]}
+        table = {name: row.config[name] for name in COMMON} | {"tier": row.records[0].config["tier"]}
         wanted = RunConfig.from_dict(table | where).to_dict()
         if all(wanted[name] == value for name, value in row.config.items()):
             return row

@@ -4,9 +4,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bpl.report.controls import find
 from bpl.report.display import Markdown
 from bpl.report.numbers import with_interval
-from bpl.report.rows import LABELS, Row, find
+from bpl.report.rows import LABELS, Row
 from bpl.report.statistics import Difference, paired_difference
 from bpl.report.tables import MISSING, numbered_table, sources_of
 

@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 
 from bpl.report.claims import Claim
+from bpl.report.controls import control, find, size_of, trained_longer
 from bpl.report.display import Markdown
 from bpl.report.numbers import NBSP, p_value, percent_change, points, spread, with_interval
-from bpl.report.rows import Row, control, find, size_of, trained_longer
+from bpl.report.rows import Row
 from bpl.report.statistics import Difference, Summary, left_together
 
 _AIM_SEEDS = 5  # that the mean of an aim is over

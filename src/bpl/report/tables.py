@@ -4,9 +4,10 @@ import math
 import re
 from collections.abc import Sequence
 
+from bpl.report.controls import control, find
 from bpl.report.display import Markdown
 from bpl.report.numbers import NBSP, interval, percent_change, spread, with_interval
-from bpl.report.rows import Row, control, find
+from bpl.report.rows import Row
 
 MISSING = "–"
 TRAINING = "Training MACs, × dense"
