@@ -10,11 +10,13 @@ import torch
 from PIL import Image
 from support import files_below
 
-from bpl.data import CARDS, DataError, load_images
+from bpl.config import RunConfig
+from bpl.data import CARDS, DataError, load_images, make_split
 from bpl.data import cache as cache_module
 from bpl.data.folders import DECODED_SUFFIXES, FORMATS, MAX_PIXELS, SUFFIXES, decode, list_images
 from bpl.machine import atomic
 from bpl.machine.atomic import check_target, write_atomic, write_together
+from bpl.train import train
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +68,16 @@ def test_a_tree_is_listed_in_sorted_order_and_other_files_are_passed_over(tmp_pa
     assert images.images.shape == (9, 3, 8, 8) and images.images.dtype == torch.uint8
     assert images.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2] and images.labels.dtype == torch.int64
     assert (images.name, images.source, images.root) == ("set", "real", tree.resolve())
+
+
+def test_that_drawn_scenes_stand_in_is_said_once_in_a_run(monkeypatch, drawn, capsys):
+    """Though crops are sampled from finer images than the network sees, which are a second reading."""
+    monkeypatch.setenv("BPL_DATA", "/nonexistent")
+    config = RunConfig("ucm", "dense", tier="quick", width=4, epochs=1, image_size=32, stored_size=40)
+    images = load_images(config.dataset, config.image_size, config.data)
+    train(config, images, make_split(images, config.split, config.seed), progress=False)
+    assert sorted(drawn) == [32, 40]
+    assert capsys.readouterr().out.count("no images of 'ucm' were found") == 1
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".TIFF", ".png", ".PNG"])

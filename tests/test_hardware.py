@@ -104,8 +104,9 @@ def test_the_layers_of_a_network_are_all_that_counting_counts(arch, image_size):
     with torch.device("meta"):
         model = bpl.build_model(arch, 21, image_size)
     layers = layers_of(model, image_size)
-    assert sum(layer.macs for layer in layers.values()) == count_macs(model, image_size)
-    assert {name for name, m in model.named_modules() if hasattr(m, "weight") and m.weight.dim() > 1} == set(layers)
+    assert sum(layer.macs for _, layer in layers) == count_macs(model, image_size)
+    weighted = {name for name, m in model.named_modules() if hasattr(m, "weight") and m.weight.dim() > 1}
+    assert dict(layers).keys() == weighted
 
 
 def test_a_layers_output_and_traffic():
@@ -134,6 +135,24 @@ def test_the_time_of_a_network_is_that_of_its_layers_at_their_new_widths(arch, s
     named = {name: n for channels, n in zip(sets, widths, strict=True) for name in channels.convs}
     pruned = slim(model, prune_masks(model, 0, scope=scope, widths=named))
     assert cost.total(widths) == count_macs(pruned, 64)
+
+
+def test_a_layer_that_is_called_twice_costs_twice():
+    """A refinement block that a forward pass goes through twice, on maps of two sizes."""
+
+    class Shared(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.shared = torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Conv2d(4, 4, 3, padding=1)
+            self.classifier = torch.nn.Linear(4, 5)
+
+        def forward(self, x):
+            x = self.shared(torch.relu(self.stem(x))).relu()
+            return self.classifier(self.shared(x[:, :, ::2, ::2]).relu().mean((2, 3)))
+
+    layers = layers_of(Shared(), 8)
+    assert [name for name, _ in layers] == ["stem", "shared", "shared", "classifier"]
+    assert sum(layer.macs for _, layer in layers) == count_macs(Shared(), 8)
 
 
 class _AsManyAsMacs(dict):

@@ -88,7 +88,7 @@ def test_a_network_is_counted_and_timed_on_images_with_its_own_channels(channels
     kept = WIDTH // 2
     assert bpl.count_macs(model, 8) == (channels * kept + kept * kept) * 9 * 64 + kept * 5
     assert bpl.measure_latency(model, 8, seconds=0).passes == 5
-    assert list(layers_of(model, 8).values())[0].inputs == channels
+    assert layers_of(model, 8)[0][1].inputs == channels
     assert inference_memory(model, 8) > 0 and step_memory(grown, 8, 2).peak > 0
     graph = ChannelGraph(model)
     assert ChannelCost(graph, prunable_sets(graph), "macs", 8).full == bpl.count_macs(model, 8)

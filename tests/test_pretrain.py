@@ -145,6 +145,12 @@ def test_a_start_on_the_same_images_has_the_runs_own_split(tree, other):
     assert (before.seed, before.split) == (0, "protocol")
 
 
+def test_a_start_is_one_run_however_its_folder_is_spelled(tree, other, monkeypatch):
+    monkeypatch.setenv("HOME", str(other.parent))
+    spelled = (other, f"{other}/", f"~/{other.name}")
+    assert len({small(tree, "bpl", pretrain=f"{name}:3").run_name("real") for name in spelled}) == 1
+
+
 def test_two_shares_of_one_data_set_are_no_start_for_each_other():
     with pytest.raises(ValueError, match="nwpu-45 and nwpu-21 have images in common, and it would train on test"):
         RunConfig("nwpu-21", "dense", pretrain="nwpu-45:5")

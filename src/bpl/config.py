@@ -194,8 +194,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
-        if isinstance(self.dataset, str) and self.dataset not in ("", *CARDS):
-            object.__setattr__(self, "dataset", _one_spelling(self.dataset))
+        if isinstance(self.dataset, str):
+            object.__setattr__(self, "dataset", _data_set(self.dataset))
         _one_of("tier", self.tier, tuple(TIERS))
         _one_of("method", self.method, METHODS)
         filled = USUAL | TIERS[self.tier] | BY_METHOD.get(self.method, {})
@@ -231,7 +231,7 @@ class RunConfig:
                     f"pretrain is {shown(self.pretrain)}: {before.dataset} and {self.dataset} have images in common, "
                     "and it would train on test images of this run; name another data set"
                 )
-            object.__setattr__(self, "pretrain", f"{before.dataset}:{before.epochs}")
+            object.__setattr__(self, "pretrain", f"{_data_set(before.dataset)}:{before.epochs}")
         if self.method == "oed" and self.sparsity is not None:
             object.__setattr__(self, "ratio", 0.0)  # the strength alone decides what goes
         self._check()
@@ -381,9 +381,11 @@ class RunConfig:
         return " ".join(words)
 
 
-def _one_spelling(folder: str) -> str:
-    """A folder as everybody spells it, so that ``images/``, ``./images`` and ``images`` are one data set."""
-    plain = os.path.normpath(os.path.expanduser(folder))
+def _data_set(name: str) -> str:
+    """A data set's name, or its folder in one spelling, so that ``images/``, ``./images`` and ``images`` are one."""
+    if name in ("", *CARDS):
+        return name
+    plain = os.path.normpath(os.path.expanduser(name))
     return os.path.join(".", plain) if plain in CARDS else plain  # a folder ./ucm is not the data set ucm
 
 
@@ -404,7 +406,7 @@ def _overlap(one: str, other: str) -> bool:
 
 def _is_there(place: str, is_it: Callable[[Path], bool]) -> bool:
     try:
-        return is_it(Path(place))
+        return is_it(Path(os.path.expanduser(place)))
     except OSError:  # a name that is longer than names may be
         return False
 

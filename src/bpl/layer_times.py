@@ -69,29 +69,30 @@ class Layer:
         return replace(self, inputs=inputs, outputs=outputs, groups=1 if self.groups == 1 else inputs)
 
 
-def layers_of(model: nn.Module, image_size: int) -> dict[str, Layer]:
-    """The convolutions and linear layers of a network.
+def layers_of(model: nn.Module, image_size: int) -> list[tuple[str, Layer]]:
+    """The convolutions and linear layers that one image goes through.
 
     Args:
         model: a network without partners; it is not changed, and nothing is computed.
         image_size: height and width of the images in pixels.
 
     Returns:
-        Name -> layer, in the order of the forward pass.
+        Name and layer of every call, in the order of the forward pass: a layer that is called twice stands there twice.
     """
     shapes = on_meta(model)
     channels = image_channels(shapes, image_size)
-    found: dict[str, Layer] = {}
+    found: list[tuple[str, Layer]] = []
 
     def look(name: str, module: nn.Module, x: torch.Tensor) -> None:
         if isinstance(module, nn.Linear):
             one = (1, 1)
-            found[name] = Layer(module.in_features, module.out_features, one, one, (0, 0), one, 1, one)
+            found.append((name, Layer(module.in_features, module.out_features, one, one, (0, 0), one, 1, one)))
             return
         if isinstance(module.padding, str) or module.groups not in (1, module.in_channels):
             raise ValueError(f"{name!r} has {module.groups} groups and padding {module.padding!r}: it is not timed")
         sizes = (module.kernel_size, module.stride, module.padding, module.dilation)
-        found[name] = Layer(module.in_channels, module.out_channels, *sizes, module.groups, tuple(x.shape[2:]))
+        layer = Layer(module.in_channels, module.out_channels, *sizes, module.groups, tuple(x.shape[2:]))
+        found.append((name, layer))
 
     for name, module in shapes.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -187,7 +188,7 @@ class LatencyCost:
         read = {name: (s, features) for s, channels in enumerate(sets) for name, features in channels.readers}
         self._layers = [
             (layer, produced.get(name), *read.get(name, (None, 1)))
-            for name, layer in layers_of(graph.model, image_size).items()
+            for name, layer in layers_of(graph.model, image_size)
         ]
         self._known: dict[tuple[int, int, int], float] = {}  # index of a layer, inputs, outputs -> milliseconds
         self.full = self.total(self.sizes)

@@ -281,8 +281,9 @@ def _stored(config: RunConfig, images: ImageSet) -> ImageSet:
     """The images that training crops are sampled from: finer than what the network sees, where the config says so."""
     if config.stored_size == images.images.shape[-1]:
         return images
+    where = "synthetic" if images.source == "synthetic" else config.data  # that there are no others was said already
     with processes.first_of_machine_first():
-        stored = load_images(config.dataset, config.stored_size, config.data, progress=False)
+        stored = load_images(config.dataset, config.stored_size, where, progress=False)
     if stored.files != images.files:
         raise ValueError(f"the images of {images.name} changed between two readings: start again")
     return stored

@@ -199,7 +199,7 @@ def _layers(
     return {
         name: [
             {"name": conv, "macs": layer.macs, "bytes": layer.traffic, "ms": round(times(layer), 4)}
-            for conv, layer in layers_of(models[name], image_size).items()
+            for conv, layer in layers_of(models[name], image_size)
             if isinstance(models[name].get_submodule(conv), nn.Conv2d)
         ]
         for name in chosen
