@@ -94,7 +94,9 @@ def test_what_runs_took_is_said_with_how_many_shared_the_gpu():
         return SimpleNamespace(seconds=seconds, environment={"runs_beside_each_other": beside})
 
     rows = [SimpleNamespace(records=(run(180.0, 3), run(210.0, 2))), SimpleNamespace(records=(run(150.0, 3),))]
-    expected = "in median: 3.5 with 2 (n = 1), so one every 1.8; 2.8 with 3 (n = 2), so one every 0.9."
+    expected = (
+        "in median: 2 at once, 3.5 each (1 run), one done every 1.8; 3 at once, 2.8 each (2 runs), one done every 0.9."
+    )
     assert expected in repr(gpu.minutes_a_run(rows))
     assert repr(gpu.minutes_a_run([])) == "No run is recorded yet."
 

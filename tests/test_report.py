@@ -208,11 +208,30 @@ def test_the_false_finds_of_three_pairs_among_six_arms_are_as_rare_as_they_shoul
     assert 0.005 < np.mean(found) < 0.05
 
 
-def test_some_seeds_of_an_arm_beside_all_of_it_are_no_second_arm(results: Path) -> None:
-    one, two, three = arm("l1", 80.0, 81.0, 82.5), arm("scratch", 79.5, 80.0, 80.5), arm("sfp", 80.0, 83.0, 81.0)
-    whole = one.difference(two, among=[one, two, three])
-    assert one.difference(two, among=[one, two, three, three.only([1, 2]), one.only([0])]) == whole
-    assert one.difference(two, among=[one, two]) != whole
+def test_a_difference_has_one_interval_whatever_it_is_shown_with(results: Path) -> None:
+    """The scatter is that of all recorded runs of the images and network, not of the rows that a page lists."""
+    rows = report.collect(dataset="ucm")
+    of_seven = [RunConfig("ucm", method, ratio=0.7, seed=seed) for method in ("bpl", "scratch") for seed in range(3)]
+    for listed in (rows, report.collect(method=["bpl", "scratch"], ratio=0.7), report.recorded(of_seven)):
+        ours, narrow = (report.find(listed, method, 0.7) for method in ("bpl", "scratch"))
+        assert ours.scatter == narrow.scatter
+        assert ours.scatter.deviation == pytest.approx(scatter_of([row.by_seed() for row in rows]).deviation)
+        assert ours.difference(narrow) == report.paired_difference(ours.by_seed(), narrow.by_seed(), 0.0, ours.scatter)
+    change(results, "sfp-*", test=20.0)
+    assert report.recorded(of_seven)[0].scatter.deviation > 5  # a record that was made anew is read anew
+    assert report.group(rows[0].records)[0].scatter is None  # the seeds of one row say nothing of it
+
+
+def test_the_scatter_of_other_images_and_networks_does_not_count(results: Path) -> None:
+    before = report.collect(dataset="ucm")[0].scatter
+    for other in ({"arch": "resnet56"}, {"width": 8}, {"split": "paper"}, {"dataset": "aid"}, {"image_size": 96}):
+        for seed, top1 in enumerate((10.0, 90.0, 50.0)):
+            config = RunConfig(**{"dataset": "ucm", "method": "dense", "seed": seed} | other)
+            save_record(make_record(config, top1), record_path(config, "real", results))
+    same = {"dataset": "ucm", "arch": "resnet18", "width": 32, "split": "protocol", "image_size": 64}
+    here, elsewhere = report.collect(**same)[0], report.collect(dataset="aid")[0]
+    assert here.scatter == before
+    assert here.difference(elsewhere).freedom == 2  # the pairs' own
 
 
 @pytest.mark.parametrize("wild", [2.0, 4.0])

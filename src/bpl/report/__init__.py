@@ -8,8 +8,9 @@ from bpl.report.evidence_list import evidence, items
 from bpl.report.figures import difference_to_dense, price, tradeoff
 from bpl.report.intervals import contrasts, difference_chart, difference_table, together
 from bpl.report.masked import best_epoch_gains, masked_table
+from bpl.report.reading import collect, lacking, recorded
 from bpl.report.recipe import averaging_table, recipe_table
-from bpl.report.rows import ReportError, Row, collect, group, lacking, recorded, select
+from bpl.report.rows import ReportError, Row, group, select
 from bpl.report.search import search_answer, search_table
 from bpl.report.sentences import aim_met, answer, beside_claim, complete, diversity, ranking, reached
 from bpl.report.statistics import Difference, Summary, bootstrap_interval, paired_difference, summarise

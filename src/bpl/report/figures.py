@@ -79,7 +79,7 @@ def difference_to_dense(rows: list[Row], claim: Claim | None = None) -> Drawing 
     """
     points = []
     for row in rows:
-        difference = row.difference(control(rows, row, "dense"), among=rows)
+        difference = row.difference(control(rows, row, "dense"))
         if difference is not None:
             points.append((row, difference.mean, difference.low, difference.high))
     if not points:

@@ -120,9 +120,10 @@ def minutes_a_run(rows: Sequence[Row]) -> Markdown:
     parts = []
     for beside, minutes in sorted(took.items()):
         middle = statistics.median(minutes)
-        parts.append(f"{middle:.1f} with {beside} (n = {len(minutes)}), so one every {middle / beside:.1f}")
+        runs = "1 run" if len(minutes) == 1 else f"{len(minutes)} runs"
+        parts.append(f"{beside} at once, {middle:.1f} each ({runs}), one done every {middle / beside:.1f}")
     return Markdown(
-        "Minutes that the training of a recorded run took, by how many ran beside each other on the GPU, in median: "
+        "Minutes that the training of a recorded run took, by how many ran at once on the GPU, in median: "
         f"{'; '.join(parts)}."
     )
 

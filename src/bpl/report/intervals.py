@@ -13,10 +13,6 @@ from bpl.report.tables import MISSING, TRAINING, numbered_table, sources_of, tra
 Pair = tuple[str, Row | None, Row | None]
 
 
-def _rows_of(pairs: Sequence[Pair]) -> list[Row | None]:
-    return [row for _, *sides in pairs for row in sides]
-
-
 def contrasts(pairs: Sequence[Pair]) -> Markdown:
     """What differences between arms say, one numbered item each, and what is left when all are tested at once.
 
@@ -26,9 +22,9 @@ def contrasts(pairs: Sequence[Pair]) -> Markdown:
     Returns:
         Markdown; a pair without runs at common seeds says so.
     """
-    items, tested, significant, among = [], {}, [], _rows_of(pairs)
+    items, tested, significant = [], {}, []
     for number, (question, row, other) in enumerate(pairs, 1):
-        value = None if row is None else row.difference(other, among=among)
+        value = None if row is None else row.difference(other)
         if value is None:
             said = "Not recorded yet"
         elif value.low is None:
@@ -86,10 +82,9 @@ def together(claims: Sequence[tuple[str, Sequence[tuple[Row | None, Row | None]]
     """
     from scipy import stats
 
-    among = [row for _, pairs in claims for sides in pairs for row in sides]
     items, tested = [], {}
     for number, (claim, pairs) in enumerate(claims, 1):
-        found = [None if row is None else row.difference(other, among=among) for row, other in pairs]
+        found = [None if row is None else row.difference(other) for row, other in pairs]
         values = [value for value in found if value is not None and value.testable]
         if len(values) < 2:
             items.append(f"{number}. **{claim}** Not recorded yet on two data sets.")
@@ -124,9 +119,9 @@ def difference_table(pairs: Sequence[Pair], caption: str, name: str, dense: Row 
     recorded = [(label, row, other) for label, row, other in pairs if row is not None]
     if not recorded:
         return Markdown("No run of this table is recorded yet.")
-    lines, among = [], _rows_of(pairs)
+    lines = []
     for label, row, other in recorded:
-        value = row.difference(other, among=among)
+        value = row.difference(other)
         cells = [MISSING, MISSING]
         if value is not None:
             cells = [with_interval(value), MISSING if value.p is None else p_value(value.p)]
@@ -157,9 +152,9 @@ def difference_chart(pairs: Sequence[Pair], against: str) -> Drawing | Markdown:
     Returns:
         The figure; one sentence where nothing can be drawn.
     """
-    drawn, among = [], _rows_of(pairs)
+    drawn = []
     for label, row, other in pairs:
-        value = None if row is None else row.difference(other, among=among)
+        value = None if row is None else row.difference(other)
         if value is not None and value.low is not None:
             drawn.append((f"{label} (n = {value.n})", value, colour_of(row)))
     if not drawn:

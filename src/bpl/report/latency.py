@@ -73,7 +73,7 @@ def cost_and_time(
         for batch in batches:
             line += _time(survey, entry, backend, batch)
         lines.append([*line, _accuracy(rows, entry, "dense" if dense else method)])
-    table = numbered_table([*header, "Top-1, %"], lines, caption, name)
+    table = _with_accuracy(header, lines, caption, name)
     groups = _equal_networks(survey)
     if not groups:
         return Markdown(table)
@@ -132,6 +132,13 @@ def _widths(survey: Survey, entry: dict[str, Any]) -> str:
         kept = sorted(width for _, width in pairs)
         return f"{kept[0]} to {kept[-1]}"
     return ", ".join(str(width) for _, width in sorted(pairs))
+
+
+def _with_accuracy(header: list[str], lines: list[list[str]], caption: str, name: str) -> str:
+    """The table with top-1 as its last column, which is left out where no network of it has a recorded row."""
+    if all(line[-1] == MISSING for line in lines):
+        return numbered_table(header, [line[:-1] for line in lines], caption, name)
+    return numbered_table([*header, "Top-1, %"], lines, caption, name)
 
 
 _SIZE = ("arch", "width", "image_size", "stored_size", "epochs", "teacher_epochs", "ratio", "round_to", "target")
@@ -296,7 +303,7 @@ def target(survey: Survey, rows: list[Row], caption: str, name: str) -> Markdown
         for batch in batches:
             line += _time(survey, entry, "onnxruntime", batch)
         lines.append([*line, _accuracy(rows, entry, "bpl")])
-    table = numbered_table([*header, "Top-1, %"], lines, caption, name)
+    table = _with_accuracy(header, lines, caption, name)
     noise = _noise(survey, "onnxruntime")
     if len(entries) < 2 or not noise:
         return Markdown(table)

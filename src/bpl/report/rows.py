@@ -9,8 +9,8 @@ from typing import Any
 
 from bpl.config import RunConfig
 from bpl.defaults import USUAL
-from bpl.records import Record, full_config, iterate_records, load_record, record_path, wanted_values
-from bpl.report.statistics import Difference, Summary, paired_difference, scatter_of, summarise
+from bpl.records import Record, record_path
+from bpl.report.statistics import Difference, Scatter, Summary, paired_difference, scatter_of, summarise
 
 LABELS = {
     "dense": "Dense",
@@ -53,11 +53,13 @@ class Row:
         config: the config's fields, those that may differ within a row left out.
         said: what sets it apart from other rows of its method: knobs, each in words, such as "diversity weight 0.01".
         records: one record a seed, in the order of the seeds.
+        scatter: that of all runs of the same images and network that the row was read with; None where it is not known.
     """
 
     config: dict[str, Any]
     said: dict[str, str]
     records: tuple[Record, ...]
+    scatter: Scatter | None = None
 
     @property
     def method(self) -> str:
@@ -161,26 +163,20 @@ class Row:
         records = tuple(record for record in self.records if record.config["seed"] in wanted)
         return dataclasses.replace(self, records=records) if records else None
 
-    def difference(
-        self, control: "Row | None", *, among: "Iterable[Row | None]" = (), new_images: bool = False
-    ) -> Difference | None:
+    def difference(self, control: "Row | None", *, new_images: bool = False) -> Difference | None:
         """Top-1 of this row minus the control's, seed by seed; None without a control or a seed in common.
 
         Args:
-            control: the row that is taken away.
-            among: the rows that it is shown among; with few pairs the scatter of those of the same images and network
-                counts (`paired_difference`).
+            control: the row that is taken away; with few pairs the rows' `scatter` counts where both are of the same
+                images and network (`paired_difference`).
             new_images: with the interval and p of what the difference says of images that no seed has dealt.
         """
         if control is None or control is self:
             return None
         data = self.records[0].data
         dealt = data["test"] / data["train"] if new_images else 0.0
-        alike: dict[str, dict[int, float]] = {}  # an arm once, though some lines may show a few of its seeds only
-        for row in among:
-            if row is not None and row.place == self.place:
-                alike.setdefault(repr(sorted(row.config.items())), {}).update(row.by_seed())
-        return paired_difference(self.by_seed(), control.by_seed(), dealt, scatter_of(list(alike.values())))
+        scatter = self.scatter if control.place == self.place else None
+        return paired_difference(self.by_seed(), control.by_seed(), dealt, scatter)
 
     def command(self) -> str:
         """The one line of shell that makes all runs of this row."""
@@ -209,29 +205,15 @@ def _config_of(record: Record) -> RunConfig:
     return RunConfig.from_dict(record.config | {"data": data})
 
 
-def collect(folder: Path | None = None, **where: Any) -> list[Row]:
-    """The recorded rows of one table.
+def images_of(record: Record) -> tuple[int, ...]:
+    """How many images a record's run trained on, was validated and tested with."""
+    return tuple(record.data[part] for part in _COUNTS)
 
-    Args:
-        folder: the results folder; None for the checkout's.
-        **where: config fields, or ``source``, that must have this value or one of these values.
 
-    Returns:
-        Rows in the order of a table: the dense network, then by ratio, the control first.
-
-    Raises:
-        RecordError: a file that is no good record.
-        ReportError: an unknown field, or records that must not stand in one table.
-    """
-    known = {field.name for field in dataclasses.fields(RunConfig)} | {"source"}
-    if unknown := sorted(where.keys() - known):
-        raise ReportError(f"unknown field {unknown[0]!r}: allowed are {', '.join(sorted(known))}")
-
-    def wanted(record: Record) -> bool:
-        values = full_config(record) | {"source": record.data["source"]}
-        return all(values[key] in wanted_values(value) for key, value in where.items())
-
-    return group(record for _, record in iterate_records(folder) if wanted(record))
+def variant_of(record: Record) -> tuple[tuple[str, Any], ...]:
+    """The config's fields that all seeds of a row share, with their values: what tells rows apart."""
+    # Through RunConfig: a record from before a knob existed has that knob's default.
+    return tuple((k, v) for k, v in _config_of(record).to_dict().items() if k not in _NOT_VARIANT)
 
 
 def group(records: Iterable[Record]) -> list[Row]:
@@ -241,7 +223,7 @@ def group(records: Iterable[Record]) -> list[Row]:
         records: records of one data set, source, split and network.
 
     Returns:
-        The rows, in the order of a table.
+        The rows, in the order of a table; their scatter is that of all of them.
 
     Raises:
         ReportError: records of several data sets, sources, splits or networks, or seeds of different widths.
@@ -251,7 +233,7 @@ def group(records: Iterable[Record]) -> list[Row]:
         values = sorted({str(r.data["source"] if name == "source" else r.config[name]) for r in records})
         if len(values) > 1:
             raise ReportError(f"one table cannot mix {name} {' and '.join(values)}: choose one")
-    counted = {tuple(record.data[part] for part in _COUNTS) for record in records}
+    counted = {images_of(record) for record in records}
     if len(counted) > 1:
         few, more = sorted(counted)[:2]
         raise ReportError(
@@ -259,9 +241,7 @@ def group(records: Iterable[Record]) -> list[Row]:
         )
     groups: dict[tuple, list[Record]] = {}
     for record in records:
-        # Through RunConfig: a record from before a knob existed has that knob's default.
-        key = tuple((k, v) for k, v in _config_of(record).to_dict().items() if k not in _NOT_VARIANT)
-        groups.setdefault(key, []).append(record)
+        groups.setdefault(variant_of(record), []).append(record)
     rows = []
     for key, members in groups.items():
         config = dict(key)
@@ -272,13 +252,14 @@ def group(records: Iterable[Record]) -> list[Row]:
                 "widths were measured more than once; make all seeds on one machine with one work folder"
             )
         rows.append(Row(config, {}, ordered))
+    scatter = scatter_of([row.by_seed() for row in rows])
     methods = list(LABELS)
 
     def place(row: Row) -> tuple:
         weight = row.config["diversity_weight"] or 0.0
         return row.method != "dense", row.ratio, methods.index(row.method), weight, row.variant
 
-    return sorted(named_among(rows), key=place)
+    return sorted(named_among([dataclasses.replace(row, scatter=scatter) for row in rows]), key=place)
 
 
 def _apart(config: dict[str, Any], others: list[dict[str, Any]]) -> dict[str, str]:
@@ -314,24 +295,6 @@ def named_among(rows: list[Row]) -> list[Row]:
     ]
 
 
-def recorded(configs: Iterable[RunConfig], source: str = "real", folder: Path | None = None) -> list[Row]:
-    """The rows of a campaign, as far as it is recorded: of exactly these runs, whatever else lies in the folder.
-
-    Args:
-        configs: the runs, such as `bpl.sweep.load_grid` reads them; of one data set and network.
-        source: "real" or "synthetic".
-        folder: the results folder; None for the checkout's.
-
-    Returns:
-        Rows in the order of a table (`group`).
-
-    Raises:
-        RecordError: a file that is no good record.
-    """
-    paths = dict.fromkeys(record_path(config, source, folder) for config in configs)  # a run may be spelt twice
-    return group(load_record(path) for path in paths if path.exists())
-
-
 def select(rows: Iterable[Row], **where: Any) -> Row | None:
     """The row whose config has these values, and its method's and tier's own values in all fields not named.
 
@@ -351,17 +314,3 @@ def select(rows: Iterable[Row], **where: Any) -> Row | None:
         if all(wanted[name] == value for name, value in row.config.items()):
             return row
     return None
-
-
-def lacking(configs: Iterable[RunConfig], source: str = "real", folder: Path | None = None) -> list[RunConfig]:
-    """Which runs of a campaign have no record yet.
-
-    Args:
-        configs: the runs, such as `bpl.sweep.load_grid` reads them.
-        source: "real" or "synthetic".
-        folder: the results folder; None for the checkout's.
-
-    Returns:
-        Those without a record, in the given order.
-    """
-    return [config for config in configs if not record_path(config, source, folder).exists()]

@@ -1,7 +1,5 @@
 """Sentences whose numbers come from records, so that no result is typed into prose."""
 
-from collections.abc import Iterable
-
 from bpl.report.claims import Claim
 from bpl.report.controls import control, find, size_of, trained_longer
 from bpl.report.display import Markdown
@@ -40,7 +38,9 @@ def verdict(value: Difference | None, other: str) -> str:
         return f"there is nothing to compare it with: {other} is not recorded at the same seeds"
     if value.why_undecided:
         return f"{difference(value)} against {other}: {value.why_undecided}"
-    return f"{difference(value)} against {other}: {'better' if value.mean > 0 else 'worse'} than {other}"
+    return (
+        f"{difference(value)} against {other}: as a single test, {'better' if value.mean > 0 else 'worse'} than {other}"
+    )
 
 
 def answer(rows: list[Row], method: str = "bpl") -> Markdown:
@@ -67,13 +67,13 @@ def answer(rows: list[Row], method: str = "bpl") -> Markdown:
             "the dense network": control(rows, row, "dense"),
         }
         where = f"**{percent_change(-row.macs_reduction)} % MACs** (pruning ratio {ratio:g})"
-        items.append(f"- {where}: {_reached(row, row.label, controls, rows)}")
+        items.append(f"- {where}: {_reached(row, row.label, controls)}")
     return Markdown(" ".join(sentences) + "\n\n" + "\n".join(items))
 
 
-def _reached(row: Row, name: str, controls: dict[str, Row | None], among: Iterable[Row | None]) -> str:
+def _reached(row: Row, name: str, controls: dict[str, Row | None]) -> str:
     """A sentence: how far a row comes, and what that is against its controls, each by its name in the sentence."""
-    against = [verdict(row.difference(other, among=among), said) for said, other in controls.items()]
+    against = [verdict(row.difference(other), said) for said, other in controls.items()]
     return f"{name} reaches {accuracy(row.accuracy)} {seeds(row.accuracy.n)}; that is {'; and '.join(against)}."
 
 
@@ -88,7 +88,7 @@ def reached(row: Row | None, name: str, controls: dict[str, Row | None]) -> Mark
     Returns:
         Markdown.
     """
-    return Markdown(NO_RECORDS if row is None else _reached(row, name, controls, [row, *controls.values()]))
+    return Markdown(NO_RECORDS if row is None else _reached(row, name, controls))
 
 
 def aim_met(row: Row | None, aim: float, others: list[Row | None]) -> Markdown:
@@ -142,7 +142,7 @@ def ranking(rows: list[Row]) -> Markdown:
         methods = [row for row in rows if row.ratio == ratio and row.method not in ("dense", "scratch")]
         # a row that was trained otherwise, for longer say, has another control or none, and no place below this one
         held = [row for row in methods if control(rows, row, "scratch") is scratch]
-        values = [(row, row.difference(scratch, among=rows)) for row in held]
+        values = [(row, row.difference(scratch)) for row in held]
         usual += _left(values, reduction)
         items.append(
             f"**{reduction} % MACs** (ratio {ratio:g}), against the narrow network "
@@ -152,7 +152,7 @@ def ranking(rows: list[Row]) -> Markdown:
         for longer in trained_longer(rows, scratch):
             as_small = [row for row in methods if size_of(row) == size_of(longer)]
             dear = [row for row in as_small if row.training_macs >= longer.training_macs]
-            values = [(row, row.difference(longer, among=rows)) for row in dear]
+            values = [(row, row.difference(longer)) for row in dear]
             patient += _left(values, reduction)
             items.append(
                 f"Those that cost as much training or more, against that network trained for "
@@ -233,7 +233,7 @@ def diversity(rows: list[Row]) -> Markdown:
             form = f", form {row.config['diversity_form']}" if several else ""
             items.append(
                 f"- Ratio {row.ratio:g}, diversity weight {row.config['diversity_weight']:g}{form}: "
-                f"{verdict(row.difference(without[0], among=rows), 'BPL without the diversity loss')}."
+                f"{verdict(row.difference(without[0]), 'BPL without the diversity loss')}."
             )
     return Markdown("\n".join(items) or "BPL with and without the diversity loss is not recorded yet.")
 
@@ -260,7 +260,7 @@ def beside_claim(rows: list[Row], claim: Claim, ratio: float = 0.7, method: str 
     images = row.records[0].data["test"]
     one = 100 / images
     parts = [stated, f"One of the {images} test images is {one:.2f} points."]
-    value = row.difference(control(rows, row, "dense"), among=rows)
+    value = row.difference(control(rows, row, "dense"))
     if value is None:
         parts.append("The dense network is not recorded at the same seeds, so there is no loss of ours beside it.")
     elif value.low is None:
@@ -310,6 +310,7 @@ def complete(missing: int, total: int) -> Markdown:
     if missing:
         verb = "is" if missing == 1 else "are"
         return Markdown(
-            f"{missing} of the {total} runs that this page uses {verb} not recorded yet; rows of fewer seeds say so."
+            f"{missing} of the {total} runs that this page uses {verb} not recorded yet; rows of fewer seeds say so,"
+            " and rows without a run are left out."
         )
     return Markdown(f"All {total} runs that this page uses are recorded.")

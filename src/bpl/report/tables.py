@@ -130,7 +130,7 @@ def _difference(rows: list[Row], row: Row, other: Row | None) -> str:
 
     The number of pairs is said where one of the two has more seeds: the means in the table are then not of the pairs.
     """
-    difference = row.difference(other, among=rows)
+    difference = row.difference(other)
     if difference is None:
         return MISSING
     text = with_interval(difference)

@@ -60,5 +60,5 @@ def pace(fast: Row | None, slow: Row | None, names: tuple[str, str]) -> Markdown
     return Markdown(
         f"{reached} {where}. Its whole training takes {price:.2f} times the multiply-accumulates of the other's, the "
         "dense network's training included in both. Both follow one schedule to its end, and much of any accuracy "
-        "comes when the rate falls: the arms of fewer epochs say more."
+        "comes when the rate falls; arms that stop after fewer epochs are the fairer test."
     )

@@ -65,8 +65,8 @@ def _limit(may_lose: float | None) -> float:
 def verdict_table(questions: Sequence[Question], caption: str, name: str) -> Markdown:
     """One line a claim: where it was asked, the difference that speaks to it, and what that says.
 
-    With fewer than five pairs a line's interval has the scatter of all arms of its images and network in the table, if
-    that is larger than its own. A verdict in bold is left when all lines are tested at once. The last column is the
+    With fewer than five pairs a line's interval has the scatter of all recorded runs of its images and network, if that
+    is larger than its own. A verdict in bold is left when all lines are tested at once. The last column is the
     verdict with the interval that holds for new images, which is wider.
 
     Args:
@@ -79,12 +79,11 @@ def verdict_table(questions: Sequence[Question], caption: str, name: str) -> Mar
         toggle.
     """
     lines, rows, decided, tested = [], {}, [], {}
-    among = [row for question in questions for row in (question.arm, question.control)]
     for number, question in enumerate(questions, 1):
         value = wider = None
         if question.arm is not None:
-            value = question.arm.difference(question.control, among=among)
-            wider = question.arm.difference(question.control, among=among, new_images=True)
+            value = question.arm.difference(question.control)
+            wider = question.arm.difference(question.control, new_images=True)
         shown, n = MISSING, MISSING
         verdict = verdict_of(value, question.may_lose)
         if value is not None:
