@@ -10,11 +10,14 @@ import sys
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import bpl
+from bpl.cli import main
 from bpl.data import CARDS, Archive, DataError, catalog, download, load_images
 from bpl.data.catalog import _ALL_CARDS
 from bpl.data.download import NotNow
@@ -227,6 +230,20 @@ def test_two_processes_do_not_fetch_into_one_root(tmp_path, server, offer):
     assert server.requests == []
     fetch(tmp_path)
     assert os.listdir(tmp_path) == ["UCMerced_LandUse"]
+
+
+def test_images_are_fetched_to_where_they_are_looked_for_first(tmp_path, monkeypatch, capsys):
+    """Whatever folder the command is typed in."""
+    monkeypatch.chdir(tmp_path)
+    fetched = []
+    monkeypatch.setattr(bpl.data, "download", lambda name, root: fetched.append((name, Path(root))))
+    for root, words in ((str(tmp_path / "images"), []), (None, []), (None, ["--root", "here"])):
+        monkeypatch.setenv("BPL_DATA", root or "")
+        with pytest.raises(SystemExit) as ended:
+            main(["data", "--download", "ucm", *words])
+        assert not ended.value.code
+    own = Path(bpl.__file__).parents[2] / "data"
+    assert fetched == [("ucm", tmp_path / "images"), ("ucm", own), ("ucm", Path("here"))]
 
 
 def test_a_file_of_another_length_is_deleted_before_it_is_opened(tmp_path, offer, monkeypatch):

@@ -245,7 +245,7 @@ class Whole(Material):
 
     def __init__(self, network: nn.Module, x: torch.Tensor):
         super().__init__(None, torch.arange(len(x)), lambda: network, None)
-        self._dense.append(network)
+        self.dense_network = network
         self.x = x
 
     def inputs(self, indices):

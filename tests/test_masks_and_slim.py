@@ -905,6 +905,10 @@ def test_convolutions_that_share_their_channels_have_one_width():
     widths = {name: s.size for s in ChannelGraph(model).sets for name in s.convs}
     with pytest.raises(ValueError, match="the widths of convolutions that share their channels differ: "):
         bpl.prune_masks(model, 0.0, scope="all", widths=widths | {shared.convs[1]: 3})
+    name = shared.convs[0]
+    with pytest.raises(ValueError, match=f"the width of '{name}' is 3: with scope 'inner' it keeps all of its "):
+        bpl.prune_masks(model, 0.0, widths=widths | dict.fromkeys(shared.convs, 3))
+    assert bpl.prune_masks(model, 0.0, widths=widths).keys() < widths.keys()  # all of its filters are what it keeps
     masks = bpl.prune_masks(model, 0.0, scope="all", widths=widths | dict.fromkeys(shared.convs, 3))
     assert {int(masks[name].sum()) for name in shared.convs} == {3}
 

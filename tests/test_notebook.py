@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import bpl
-from bpl import notebook
+from bpl import hardware, notebook
 from bpl.config import RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,6 +102,23 @@ def test_macs_are_counted_without_training() -> None:
     pruned = RunConfig(dataset="ucm", method="bpl", arch="resnet50", image_size=256, ratio=0.7)
     ratio = notebook.counted_macs(pruned, 21) / notebook.counted_macs(dense, 21)
     assert round(100 * (ratio - 1), 2) == -73.97
+
+
+def test_a_live_run_is_counted_at_the_widths_that_it_had(tmp_path: Path, monkeypatch) -> None:
+    """Those of a measured target lie among the run's own files: a second search would find others."""
+    config = RunConfig(dataset="synthetic", method="bpl", tier="quick", target="latency:0.5")
+    network = bpl.build_model(config.arch, 5, config.image_size, config.width)
+    widths = hardware.widths_for(network, "macs:0.5", config.image_size).widths
+    small = bpl.slim(network, bpl.prune_masks(network, 0, widths=widths))
+    (tmp_path / "networks" / "run").mkdir(parents=True)
+    file = tmp_path / "networks" / "run" / "model.safetensors"
+    bpl.save_model(small, file)
+    looked = []
+    monkeypatch.setattr(notebook, "config_widths", lambda config, model, work: looked.append(work) or widths)
+    cost = {"macs": bpl.count_macs(small, config.image_size)}
+    record = SimpleNamespace(equivalence={"relative_error": 0.0}, cost=cost)
+    notebook.check_shipped(config, record, file, 5)
+    assert looked == [tmp_path / "networks"]
 
 
 def test_what_must_hold_of_a_live_run_stops_the_page_where_it_does_not(tmp_path: Path, capsys) -> None:

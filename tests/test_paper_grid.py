@@ -163,6 +163,17 @@ def test_a_price_without_an_estimate_runs_nothing(tmp_path, places, capsys, opti
     assert not (places / "results").exists()
 
 
+def test_an_estimate_has_the_dense_networks_that_runs_need_once():
+    plain = {"dataset": "ucm", "tier": "paper", "split": "paper"}
+    taught = [RunConfig(method=method, seed=seed, **plain) for method in ("kd", "hrank") for seed in (0, 1)]
+    dense = [RunConfig(method="dense", seed=seed, **plain) for seed in (0, 1)]
+    assert estimate([taught]).splitlines()[2:] == estimate([[*taught, *dense]]).splitlines()[2:]
+    later = estimate([taught, dense]).splitlines()[2:]  # in a stage of their own they are not counted twice
+    assert later[-1].split()[1:] == estimate([taught]).splitlines()[-1].split()[1:]
+    started = [RunConfig(method="kd", pretrain="aid:5", seed=seed, **plain) for seed in (0, 1)]
+    assert estimate([started]).splitlines()[-1].split()[1] == "5"  # two dense networks, and one start for both
+
+
 def test_sweep_prints_the_estimate_and_runs_nothing(tmp_path, places, capsys):
     (tmp_path / "grid.yaml").write_text("- {dataset: ucm, method: [dense, bpl], width: 8}\n")
     with pytest.raises(SystemExit) as ended:

@@ -8,6 +8,8 @@ import torch
 from support import SMALL, make_tree, places_fixture, same_weights, small, trained, tree_fixture  # noqa: F401
 from torch import nn
 
+from bpl import train as train_module
+from bpl.data import load_images
 from bpl.machine.checkpoint import CheckpointError
 from bpl.machine.ending import Stopped
 from bpl.schedule import one_cycle, released
@@ -222,3 +224,15 @@ def test_logits_come_in_the_order_of_the_indices_whatever_the_batches(tree, monk
     assert torch.allclose(predict(network, images, indices), whole, atol=1e-5)
     assert torch.allclose(predict(network, images, indices.flip(0)), whole.flip(0), atol=1e-5)
     assert not torch.allclose(whole, whole.flip(0), atol=1e-3)
+
+
+def test_training_normalises_its_images_as_the_shipped_network_does(tree, monkeypatch):
+    """Crops are sampled from finer images; where no card states them, these have other statistics."""
+    used = []
+    plain = train_module.normalise
+    monkeypatch.setattr(train_module, "normalise", lambda x, mean, std: used.append((mean, std)) or plain(x, mean, std))
+    config = small(tree, "dense", epochs=1, image_size=32, stored_size=48)
+    trained(config)
+    images, finer = (load_images(str(tree), size, progress=False) for size in (32, 48))
+    assert images.std != finer.std
+    assert set(used) == {(images.mean, images.std)}

@@ -109,6 +109,11 @@ def image_channels(model: nn.Module, image_size: int, channels: int | None = Non
     return 3
 
 
+def widths_of(model: nn.Module) -> dict[str, int]:
+    """How many filters each convolution of a network has, by its name."""
+    return {name: module.out_channels for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+
+
 def count_macs(model: nn.Module, image_size: int, channels: int | None = None) -> int:
     """Multiply-accumulates of one image's forward pass in convolutions and linear layers.
 

@@ -152,7 +152,8 @@ def check_shipped(config: RunConfig, record: Record, network: Path, classes: int
     apart = record.equivalence["relative_error"]
     leaks = config.mask in LEAKING_MASKS  # cutting out channels that leave a constant changes the function
     assert leaks or apart < _EXACT, f"the shipped network's logits are {apart:.1e} apart"
-    macs, counted = count_macs(load_model(network), config.image_size), counted_macs(config, classes)
+    work = network.parent.parent  # where the run kept the widths that its target found
+    macs, counted = count_macs(load_model(network), config.image_size), counted_macs(config, classes, work)
     assert macs == record.cost["macs"], (
         f"the shipped network costs {macs:,} MACs, the record says {record.cost['macs']:,}"
     )
@@ -162,12 +163,13 @@ def check_shipped(config: RunConfig, record: Record, network: Path, classes: int
     print("MACs: as counted")  # how many they are depends on the classes, and so on the images at hand
 
 
-def counted_macs(config: RunConfig, classes: int) -> int | None:
+def counted_macs(config: RunConfig, classes: int, work: Path | None = None) -> int | None:
     """Multiply-accumulates of the network that a run ships, counted without training it.
 
     Args:
         config: the run.
         classes: number of classes.
+        work: folder of the runs' checkpoints, which has the widths of a measured target; None for the checkout's.
 
     Returns:
         Multiply-accumulates of convolutions and linear layers for one image; None for a method whose training decides
@@ -177,7 +179,7 @@ def counted_macs(config: RunConfig, classes: int) -> int | None:
         return None
     model = build_model(config.arch, classes, config.image_size, config.width)
     if config.method != "dense":
-        widths = config_widths(config, model)
+        widths = config_widths(config, model, work)
         masks = prune_masks(model, config.ratio, scope=config.scope, round_to=config.round_to, widths=widths)
         model = slim(model, masks)
     return count_macs(model, config.image_size)

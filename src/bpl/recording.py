@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bpl.config import RunConfig
 from bpl.data import ImageSet, Split
 from bpl.machine import processes
-from bpl.measure import count_macs, count_params, measure_latency
+from bpl.measure import count_macs, count_params, measure_latency, widths_of
 from bpl.models import build_model
 from bpl.records import Record, source_digest
 from bpl.train import Trained, mean_per_class, predict, top1
@@ -63,7 +63,7 @@ def make_record(config: RunConfig, images: ImageSet, split: Split, trained: Trai
             "dense_latency": dataclasses.asdict(measure_latency(dense, config.image_size, LATENCY_BATCH)),
         },
         equivalence=equivalence(trained.network, logits["test"], images, split.test),
-        widths={name: module.out_channels for name, module in small.named_modules() if isinstance(module, nn.Conv2d)},
+        widths=widths_of(small),
         environment=_environment(images.images.device) | {"runs_beside_each_other": beside},
         seconds=round(trained.seconds, 2),
     )

@@ -4,7 +4,6 @@ What a width costs in time is measured, and a second search would find other wid
 networks of different sizes.
 """
 
-import fcntl
 import hashlib
 import json
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import nn
 
 from bpl.config import RunConfig
 from bpl.hardware import widths_for
-from bpl.machine.atomic import write_atomic
+from bpl.machine.atomic import folder_held, write_atomic
 from bpl.machine.this_machine import machine
 from bpl.paths import work_folder
 
@@ -45,9 +44,7 @@ def config_widths(config: RunConfig, model: nn.Module, work: Path | None = None)
         asked["machine"] = machine()
     name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
     path = (work or work_folder()) / "widths" / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_suffix(".lock"), "w") as lock:  # of two runs at once the second waits for the first
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with folder_held(path.parent):  # of two runs at once the second waits for the first, which may be measuring
         widths = _read_widths(path, asked)
         if widths is None:
             with torch.random.fork_rng(devices=[]):  # measured or read: what a run draws after it is the same

@@ -184,8 +184,8 @@ class Data:
 
     download: str | None = None
     """Name of a data set to download into --root."""
-    root: Path = Path("data")
-    """Folder to download into."""
+    root: Path | None = None
+    """Folder to download into; where images are looked for first (BPL_DATA, or data of the checkout) if not given."""
     pack: str | None = None
     """Name of a data set to write into the file --to: one file that is a data root itself."""
     to: Path | None = None
@@ -201,12 +201,13 @@ class Data:
             print(pack_images(self.pack, self.to))
             return 0
         if self.download is not None:
-            print(download(self.download, self.root))
+            print(download(self.download, self.root or roots()[0]))
             return 0
         for card in CARDS.values():
             found = find_folder(card, roots()) if card.folders else None
             where = "drawn on demand" if not card.folders else str(found[1]) if found else "not found"
-            print(f"{card.name:10} {card.title}: {where}")
+            note = f" ({card.note})" if card.note else ""
+            print(f"{card.name:10} {card.title}{note}: {where}")
         return 0
 
 
@@ -307,7 +308,7 @@ class Bench:
     rounds: int = 7
     """Rounds in which all networks take turns."""
     threads: int | None = None
-    """Threads of an operation; as many as there are cores where not given."""
+    """Threads of an operation; as many as torch uses where not given."""
     clock: str = "wall"
     """wall, or processor: with one thread, what counts on a machine that other programs use too."""
     quiet: bool = False

@@ -8,6 +8,7 @@ damaged file is never trained on. A cache that cannot be read or written costs t
 import contextlib
 import hashlib
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -54,15 +55,9 @@ def load(name: str, key: str) -> tuple[np.ndarray, str] | None:
             shape = tuple(header["shape"])
             if header["key"] != key or len(shape) != 4:
                 raise ValueError("its header belongs to other images")
-            if os.fstat(file.fileno()).st_size != file.tell() + int(np.prod(shape, dtype=np.int64)):
+            if os.fstat(file.fileno()).st_size != file.tell() + math.prod(shape):
                 raise ValueError("its length is wrong")
-            pixels = np.empty(shape, dtype=np.uint8)
-            # An unbuffered read may return less than asked for (2 GiB at most on Linux): the digest is the check, but a
-            # short read must not be taken for corruption.
-            view = memoryview(pixels).cast("B")
-            filled = 0
-            while filled < len(view) and (count := file.readinto(view[filled:])):
-                filled += count
+            pixels = np.fromfile(file, np.uint8, math.prod(shape)).reshape(shape)
         digest = hashlib.sha256(pixels).hexdigest()
         if digest != header["sha256"]:
             raise ValueError("its SHA-256 does not match")

@@ -6,7 +6,6 @@ removes. One process at a time fetches into a root.
 """
 
 import errno
-import fcntl
 import hashlib
 import http.client
 import os
@@ -20,7 +19,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -28,6 +27,7 @@ from tqdm import tqdm
 
 from bpl.data.catalog import CARDS, Archive, Card, DataError
 from bpl.data.folders import find_folder, list_images
+from bpl.machine.atomic import folder_held
 from bpl.machine.exit_codes import TRY_AGAIN
 from bpl.names import is_plain
 from bpl.shown import shown
@@ -92,7 +92,6 @@ def download(dataset: str, root: str | Path, progress: bool = True, *, allow_loo
         raise DataError(
             f"'{target}' exists already but is not the whole of '{dataset}'; move it away or use another root."
         )
-    root.mkdir(parents=True, exist_ok=True)
     archive = card.archives[0]
     part = root / (PurePosixPath(urlsplit(archive.url).path).name + ".part")
     with _only_one(root):
@@ -108,14 +107,12 @@ def download(dataset: str, root: str | Path, progress: bool = True, *, allow_loo
 @contextmanager
 def _only_one(root: Path) -> Iterator[None]:
     """Hold a data root against other processes; two that append to one ``.part`` would spoil it for both."""
-    descriptor = os.open(root, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with ExitStack() as held:
+        try:
+            held.enter_context(folder_held(root, wait=False))
+        except BlockingIOError:
+            raise NotNow(f"another process is fetching into '{root}'; wait until it has ended.") from None
         yield
-    except BlockingIOError:
-        raise NotNow(f"another process is fetching into '{root}'; wait until it has ended.") from None
-    finally:
-        os.close(descriptor)
 
 
 def _is_whole(card: Card, folder: Path) -> bool:

@@ -79,8 +79,8 @@ def overpass(canvas: Canvas) -> None:
         traffic(canvas, *straight(side * width / 4, across)[::side], canvas.count(1, 5))
 
 
-def _carriageways(canvas: Canvas, surface: Colour, lanes: int, median: float) -> float:
-    """Both halves of a motorway along the real axis; returns how far they reach to either side."""
+def _carriageways(canvas: Canvas, surface: Colour, lanes: int, median: float) -> None:
+    """Both halves of a motorway along the real axis."""
     lane = 0.125
     for side in (1, -1):
         middle = side * (median / 2 + lanes * lane / 2 + 0.03)
@@ -94,7 +94,6 @@ def _carriageways(canvas: Canvas, surface: Colour, lanes: int, median: float) ->
             traffic(canvas, *straight(y)[::side], canvas.count(0, 4))
     if median < 0.12:
         canvas.line(straight(0), 0.03, mix(surface, WHITE, 0.5))
-    return median / 2 + lanes * lane + 0.08
 
 
 def harbor(canvas: Canvas) -> None:

@@ -22,7 +22,7 @@ from bpl.hardware import measured_share, widths_for
 from bpl.layer_times import LatencyCost, LayerTimes, layers_of
 from bpl.machine.atomic import write_atomic
 from bpl.machine.this_machine import machine
-from bpl.measure import OtherWork, clock_of, count_macs, count_params, forward_pass, in_turns, quartiles
+from bpl.measure import OtherWork, clock_of, count_macs, count_params, forward_pass, in_turns, quartiles, widths_of
 from bpl.memory import inference_memory
 from bpl.models import build_model
 from bpl.pruning import prune_masks, slim
@@ -94,7 +94,7 @@ def survey(
         model = models[entry["name"]]
         memory = inference_memory(model, image_size)
         costs = {"macs": count_macs(model, image_size), "params": count_params(model), "memory": memory}
-        networks.append(entry | costs | {"widths": _widths(model)})
+        networks.append(entry | costs | {"widths": widths_of(model)})
     result = {
         "schema": SCHEMA,
         "network": {"arch": arch, "image_size": image_size, "width": width, "classes": classes},
@@ -185,10 +185,6 @@ def _for_target(
         (aware, slim(dense, prune_masks(dense, 0, widths=found.widths))),
         (uniform, slim(dense, prune_masks(dense, steps[at], round_to=round_to))),
     ]
-
-
-def _widths(model: nn.Module) -> dict[str, int]:
-    return {name: m.out_channels for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
 
 
 def _layers(

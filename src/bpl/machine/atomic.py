@@ -126,23 +126,29 @@ def check_writable(folder: Path) -> None:
 
 
 @contextmanager
-def folder_held(folder: Path) -> Iterator[None]:
-    """Hold a folder, which is made where there is none, against others that hold it so; wait for its turn.
+def folder_held(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Hold a folder, which is made where there is none, against others that hold it so.
 
     Between a look whether a file is there and writing it, nobody else writes it. On a file system without locks that
     is not so.
 
     Args:
         folder: where the file is.
+        wait: for one's turn; else an error where another process holds it.
 
     Raises:
+        BlockingIOError: another process holds it, and `wait` is False.
         OSError: the folder cannot be made.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:  # a file system without locks
+            pass
         yield
     finally:
         os.close(descriptor)

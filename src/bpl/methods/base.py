@@ -3,7 +3,8 @@
 import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,12 @@ class Material:
     make_dense: Callable[[], nn.Module]
     autocast: Callable[[], AbstractContextManager]
     work: Path | None = None
-    _dense: list[nn.Module] = field(default_factory=list, repr=False)
 
+    @cached_property
     def dense_network(self) -> nn.Module:
-        """The trained dense network, frozen, in evaluation mode, the same object at every call."""
-        if not self._dense:
-            network = self.make_dense().eval().requires_grad_(False)
-            self._dense.append(network.to(self.images.images.device, memory_format=torch.channels_last))
-        return self._dense[0]
+        """The trained dense network, frozen, in evaluation mode."""
+        network = self.make_dense().eval().requires_grad_(False)
+        return network.to(self.images.images.device, memory_format=torch.channels_last)
 
     def inputs(self, indices: Tensor) -> Tensor:
         """Normalised images (n, 3, H, W) of the training part, not augmented.

@@ -19,7 +19,7 @@ class Taught(Method):
     @property
     def teacher(self) -> nn.Module:
         """The trained dense network, frozen; trained at the first call, or loaded where it was trained before."""
-        return self.material.dense_network()
+        return self.material.dense_network
 
     def macs_before(self) -> int:
         dense, images = self.config.dense(), len(self.material.train)

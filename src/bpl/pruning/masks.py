@@ -5,7 +5,7 @@ them. A mask is a bool tensor with one entry per filter, True = kept.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 
 import torch
@@ -221,6 +221,7 @@ def choose_masks(
         raise ValueError(_nothing_to_prune(graph, scope))
     if widths is not None:
         _check_names(graph, widths)
+        _check_scope(graph, sets, scope, widths)
     masks: dict[str, Tensor] = {}
     for channels in sets:
         uniform = kept_filters(channels.size, ratio, round_to)
@@ -249,6 +250,17 @@ def _check_names(graph: ChannelGraph, widths: Mapping[str, int]) -> None:
         raise ValueError(f"the widths are {shown(widths)}: they must be a number of filters for a conv's name")
     for name in widths:
         _check_is_conv(graph, name)
+
+
+def _check_scope(graph: ChannelGraph, sets: Sequence[Channels], scope: str, widths: Mapping[str, int]) -> None:
+    """Refuse a width that would be passed over: of a convolution that keeps all of its filters."""
+    pruned = {name for channels in sets for name in channels.convs}
+    for name, width in widths.items():
+        size = graph.of_conv[name].size
+        if name not in pruned and width != size:
+            raise ValueError(
+                f"the width of {name!r} is {shown(width)}: with scope {scope!r} it keeps all of its {size} filters"
+            )
 
 
 def _check_is_conv(graph: ChannelGraph, name: str) -> None:

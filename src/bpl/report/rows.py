@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from bpl.config import RunConfig
@@ -99,17 +100,17 @@ class Row:
     @property
     def macs_reduction(self) -> float:
         """Multiply-accumulates removed, percent of the dense network's."""
-        return summarise([100 * (1 - r.cost["macs"] / r.cost["dense_macs"]) for r in self.records]).mean
+        return fmean(100 * (1 - r.cost["macs"] / r.cost["dense_macs"]) for r in self.records)
 
     @property
     def params_reduction(self) -> float:
         """Parameters removed, percent of the dense network's."""
-        return summarise([100 * (1 - r.cost["params"] / r.cost["dense_params"]) for r in self.records]).mean
+        return fmean(100 * (1 - r.cost["params"] / r.cost["dense_params"]) for r in self.records)
 
     @property
     def training_macs(self) -> float:
         """Multiply-accumulates of the whole training, mean over seeds."""
-        return summarise([record.cost["training_macs"] for record in self.records]).mean
+        return fmean(record.cost["training_macs"] for record in self.records)
 
     @cached_property
     def accuracy(self) -> Summary:

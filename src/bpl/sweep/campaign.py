@@ -20,7 +20,7 @@ from bpl.partner import grow_partners
 from bpl.records import load_record, record_path
 from bpl.sweep.chips import BF16_PEAK
 from bpl.sweep.durations import Durations
-from bpl.sweep.estimate import UTILISATION, size_of, training_macs
+from bpl.sweep.estimate import UTILISATION, runs_before, size_of, training_macs
 from bpl.sweep.local import load_stages
 
 CHIP = "H200"  # that GPU runs are reckoned on where no run of their kind is recorded
@@ -88,8 +88,8 @@ class Campaign:
         wanted, needed = list(runs), {}
         for rank in ranks.values():
             for name in rank:  # it grows: what a run needs is worth as much as the run
-                needed[name] = [name_of(before) for before in _before(runs[name])]
-                for before, config in zip(needed[name], _before(runs[name]), strict=True):
+                needed[name] = [name_of(before) for before in runs_before(runs[name])]
+                for before, config in zip(needed[name], runs_before(runs[name]), strict=True):
                     if before not in runs:
                         runs[before] = config
                         rank.append(before)
@@ -200,12 +200,6 @@ class Campaign:
         grown = config.method == "bpl"
         step = _step_mb(config.arch, config.width, config.image_size, config.batch_size, grown)
         return round(PROCESS + 2 * images + networks * step)
-
-
-def _before(config: RunConfig) -> list[RunConfig]:
-    """The runs whose networks a run asks for."""
-    teachers = [config.dense()] if config.teacher_epochs is not None else []
-    return teachers + ([config.pretraining()] if config.pretrain is not None else [])
 
 
 def _images(config: RunConfig) -> int:

@@ -1,8 +1,9 @@
 """How much computation a campaign is, by arithmetic, before anything is run; time and cost follow under an assumption.
 
-Counted are multiply-accumulates of convolutions and linear layers, forward and backward (3 x forward), as in a record's
-``training_macs``. What the methods compute is stated here a second time, by networks instead of by code; a test holds
-the two against each other.
+Counted are multiply-accumulates of convolutions and linear layers, forward and backward (3 x forward). A record's
+``training_macs`` has those of the dense network that the run learns from or prunes, too; here that is a run of its own,
+counted once however many runs need it. What the methods compute is stated here a second time, by networks instead of by
+code; a test holds the two against each other.
 """
 
 import copy
@@ -73,6 +74,26 @@ def training_macs(config: RunConfig, images: int, classes: int) -> int:
     return seen * (shrunk * before + (config.epochs - shrunk) * after)
 
 
+def runs_before(config: RunConfig) -> list[RunConfig]:
+    """The runs whose networks a run asks for: its dense network, and what it starts from."""
+    teachers = [config.dense()] if config.teacher_epochs is not None else []
+    return teachers + ([config.pretraining()] if config.pretrain is not None else [])
+
+
+def _with_what_they_need(stages: Sequence[Sequence[RunConfig]]) -> list[list[RunConfig]]:
+    """The stages with the runs that theirs ask for and no stage has, each once, in the first stage that asks."""
+    known = {config for stage in stages for config in stage}
+    whole = []
+    for stage in stages:
+        grown = list(stage)
+        for config in grown:  # it grows: what a run needs may need another
+            missing = [before for before in runs_before(config) if before not in known]
+            grown += missing
+            known.update(missing)
+        whole.append(grown)
+    return whole
+
+
 @lru_cache(maxsize=64)
 def _forward(
     arch: str, width: int | None, image_size: int, classes: int, ratio: float, scope: str, round_to: int, partner: str
@@ -99,7 +120,8 @@ def estimate(stages: Sequence[Sequence[RunConfig]], chip: str = "H200", price: f
         price: of an hour of it, in any currency; None to leave the cost out.
 
     Returns:
-        A line for each stage and one for all: runs, FLOPs (two a multiply-accumulate), hours, cost.
+        A line for each stage and one for all: runs, with the dense networks that they need and no stage has; FLOPs
+        (two a multiply-accumulate), hours, cost.
 
     Raises:
         ValueError: an unknown chip, a price below 0, or a data set whose size is not known before it is looked at.
@@ -108,6 +130,7 @@ def estimate(stages: Sequence[Sequence[RunConfig]], chip: str = "H200", price: f
         raise ValueError(f"unknown chip {chip!r}: allowed are {', '.join(BF16_PEAK)}")
     if price is not None and not 0 <= price < float("inf"):
         raise ValueError(f"price is {price}: it must be at least 0")
+    stages = _with_what_they_need(stages)
     per_second = BF16_PEAK[chip] * UTILISATION
     flops = [2 * sum(training_macs(config, *size_of(config)) for config in stage) for stage in stages]
     rows = [(str(number), len(stage), work) for number, (stage, work) in enumerate(zip(stages, flops, strict=True), 1)]
