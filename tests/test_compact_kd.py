@@ -352,7 +352,7 @@ def learnt(tree, **changes):
 def by_hand(config, dense=None) -> CompactKD:
     """The method without a training loop."""
     material = SimpleNamespace(
-        dense_network=lambda: (dense or teacher(config)).eval().requires_grad_(False),
+        dense_network=(dense or teacher(config)).eval().requires_grad_(False),
         autocast=contextlib.nullcontext,
         train=range(56),
     )
