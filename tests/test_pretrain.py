@@ -1,6 +1,7 @@
 """Starting from a network that was trained on another data set."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -143,6 +144,16 @@ def test_a_start_on_the_same_images_has_the_runs_own_split(tree, other):
         assert (before.seed, before.split, before.epochs) == (3, "paper", 2)
     before = small(tree, "dense", epochs=1, seed=3, split="paper", pretrain=f"{other}:2").pretraining()
     assert (before.seed, before.split) == (0, "protocol")
+
+
+def test_the_runs_own_images_under_another_name_are_no_start(tree, tmp_path):
+    """Their split is another one, and the start would be trained on images that the run tests on."""
+    shutil.copytree(tree, tmp_path / "copied")
+    config = small(tree, "dense", epochs=1, seed=3, pretrain=f"{tmp_path / 'copied'}:1")
+    for start in (run, trained):
+        with pytest.raises(ValueError, match=f"its images are those of {tree}, and it would train on test images"):
+            start(config, **({"progress": False} if start is run else {}))
+    trained(small(tree, "dense", epochs=1, pretrain=f"{tmp_path / 'copied'}:1"))  # seed 0 has the start's own split
 
 
 def test_a_start_is_one_run_however_its_folder_is_spelled(tree, other, monkeypatch):

@@ -199,7 +199,7 @@ def pretrained_network(config: RunConfig, images: ImageSet, **where: Any) -> Sta
         Stopped: `watch` said so.
         ValueError: the other data set's images are not at hand.
     """
-    before, others, split = pretraining_of(config, images.source)
+    before, others, split = pretraining_of(config, images)
     network = network_of(before, others, split, **where, with_record=True)
     path = record_path(before, images.source, where.get("folder"))
     return Start(network, load_record(path).cost["training_macs"])

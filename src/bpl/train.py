@@ -182,7 +182,7 @@ def train(
     begun = None
     if config.pretrain is not None and state is None:
         with torch.random.fork_rng(devices=[]):  # trained or loaded: what is drawn from here on is the same
-            begun = (start or partial(_train_start, config, images.source, progress))()
+            begun = (start or partial(_train_start, config, images, progress))()
         transfer(begun.network, model)
     model = method.prepare(model) if state is None else method.prepare_again(model, state["method"])
     model = model.to(fabric.device, memory_format=torch.channels_last)  # first: a method's masks follow its device
@@ -252,28 +252,36 @@ def _train_dense(config: RunConfig, images: ImageSet, split: Split, progress: bo
     return train(config.dense(), images, split, progress=progress).small
 
 
-def pretraining_of(config: RunConfig, source: str) -> tuple[RunConfig, ImageSet, Split]:
+def pretraining_of(config: RunConfig, images: ImageSet) -> tuple[RunConfig, ImageSet, Split]:
     """The dense run that comes before a run whose config has `pretrain`, with its images and their parts.
 
     Args:
         config: the run.
-        source: "real" or "synthetic": where the run's own images come from.
+        images: its images.
 
     Raises:
-        ValueError: the other data set's images are not of this source.
+        ValueError: the other data set's images are drawn where the run's are real or the other way round, or they are
+            the run's own under another name.
     """
     before = config.pretraining()
-    images = load_images(before.dataset, before.image_size, before.data, progress=False)
-    if images.source != source:
+    others = load_images(before.dataset, before.image_size, before.data, progress=False)
+    if others.source != images.source:
         raise ValueError(
-            f"pretrain is {config.pretrain!r}: of {before.dataset} there are {images.source} images, of "
-            f"{config.dataset} {source} ones; they must be alike (bpl data --help says where images are looked for)"
+            f"pretrain is {config.pretrain!r}: of {before.dataset} there are {others.source} images, of "
+            f"{config.dataset} {images.source} ones; they must be alike (bpl data --help says where images are looked "
+            "for)"
         )
-    return before, images, make_split(images, before.split, before.seed)
+    other_split = (before.split, before.seed) != (config.split, config.seed)
+    if images.source == "real" and others.digest == images.digest and other_split:
+        raise ValueError(
+            f"pretrain is {config.pretrain!r}: its images are those of {config.dataset}, and it would train on test "
+            f"images of this run; give it the same name as the data set, {config.dataset}, or name another one"
+        )
+    return before, others, make_split(others, before.split, before.seed)
 
 
-def _train_start(config: RunConfig, source: str, progress: bool) -> Start:
-    trained = train(*pretraining_of(config, source), progress=progress)
+def _train_start(config: RunConfig, images: ImageSet, progress: bool) -> Start:
+    trained = train(*pretraining_of(config, images), progress=progress)
     return Start(trained.small, trained.training_macs)
 
 
