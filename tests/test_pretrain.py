@@ -59,7 +59,9 @@ def test_another_architecture_is_refused(other_network):
         transfer(network(**other_network), network())
 
 
-@pytest.mark.parametrize("text", ["aid", "aid:", "aid:0", "aid:-1", "aid:2.5", "moon:20", ":20", "aid:20:"])
+@pytest.mark.parametrize(
+    "text", ["aid", "aid:", "aid:0", "aid:-1", "aid:2.5", "moon:20", ":20", "aid:20:", "a" * 5000 + ":3"]
+)
 def test_what_is_no_data_set_and_no_number_of_epochs_is_refused(tree, text):
     with pytest.raises(ValueError, match="pretrain is .*: it must be DATASET:EPOCHS, such as aid:20"):
         small(tree, "dense", pretrain=text)

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -41,6 +40,7 @@ from bpl.diversity import FORMS
 from bpl.machine.compiled import MODES as COMPILE_MODES
 from bpl.models import NAMES as ARCHITECTURES
 from bpl.partner_shapes import KINDS as PARTNERS
+from bpl.paths import is_there
 from bpl.pretrain import Pretraining
 from bpl.pruning.masks import SCOPES
 from bpl.shown import check_whole, shown
@@ -258,11 +258,11 @@ class RunConfig:
         for name in ("dataset", "data"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} is {shown(getattr(self, name))}: it must be a name or the path of a folder")
-        if self.dataset not in CARDS and not (self.dataset and _is_there(self.dataset, Path.is_dir)):
+        if self.dataset not in CARDS and not (self.dataset and is_there(self.dataset, Path.is_dir)):
             raise ValueError(
                 f"unknown data set {shown(self.dataset)}: allowed are {', '.join(CARDS)}, or a folder of class folders"
             )
-        if self.data not in ("auto", "real", "synthetic") and not _is_there(self.data, Path.exists):
+        if self.data not in ("auto", "real", "synthetic") and not is_there(self.data, Path.exists):
             raise ValueError(
                 f"data is {shown(self.data)}: allowed are auto, real, synthetic, or an existing folder or packed .zip "
                 "file"
@@ -402,13 +402,6 @@ def _overlap(one: str, other: str) -> bool:
     """Whether two names are of different shares of one data set."""
     cards = [CARDS[name] for name in (one, other) if name in CARDS]
     return len(cards) == 2 and one != other and bool(set(cards[0].folders) & set(cards[1].folders))
-
-
-def _is_there(place: str, is_it: Callable[[Path], bool]) -> bool:
-    try:
-        return is_it(Path(os.path.expanduser(place)))
-    except OSError:  # a name that is longer than names may be
-        return False
 
 
 def _one_of(what: str, value: Any, allowed: tuple[str, ...]) -> None:

@@ -1,6 +1,7 @@
 """Where things lie: the checkout, its records, its scratch folder. Environment variables win."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -18,3 +19,16 @@ def results_folder() -> Path:
 def work_folder() -> Path:
     """Checkpoints and other things that may be lost: ``$BPL_WORK``, else ``_build/runs`` of the checkout."""
     return Path(os.environ.get("BPL_WORK") or project_root() / "_build" / "runs").expanduser()
+
+
+def is_there(place: str, is_it: Callable[[Path], bool]) -> bool:
+    """Whether something lies at a place that a user named, ``~`` being the home folder.
+
+    Args:
+        place: the path.
+        is_it: what it has to be, such as ``Path.is_dir``.
+    """
+    try:
+        return is_it(Path(os.path.expanduser(place)))
+    except OSError:  # a name that is longer than names may be
+        return False

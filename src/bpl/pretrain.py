@@ -1,6 +1,5 @@
 """Starting from a network that was trained on another data set: all of its weights but the classifier's."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import torch
 from torch import nn
 
 from bpl.models import classifier_name
+from bpl.paths import is_there
 from bpl.shown import shown
 
 
@@ -35,7 +35,7 @@ class Pretraining:
             ValueError: another form, an unknown data set, or no whole number of epochs of at least 1.
         """
         dataset, _, epochs = str(text).rpartition(":")
-        known = dataset in names or (dataset and Path(os.path.expanduser(dataset)).is_dir())
+        known = dataset in names or (dataset and is_there(dataset, Path.is_dir))
         if not known or not epochs.isdecimal() or int(epochs) < 1:
             raise ValueError(
                 f"pretrain is {shown(text)}: it must be DATASET:EPOCHS, such as aid:20, where DATASET is one of "

@@ -83,26 +83,32 @@ def _with_scatter(rows: list[Row], folder: Path | None) -> list[Row]:
 
 def _scatter_beside(row: Row, folder: Path) -> Scatter | None:
     """The scatter of all runs in a folder that have a row's images and network."""
-    arms: dict[Any, dict[int, float]] = {}
-    for path in sorted((folder / dataset_folder(row.records[0].data["name"], row.source)).glob("*.json")):
-        run = _run_of(path, path.stat().st_mtime_ns, (*row.place, row.source, *images_of(row.records[0])))
+    first = row.records[0]
+    place, arms = _place_of(first), {}
+    for path in sorted((folder / dataset_folder(first.data["name"], row.source)).glob("*.json")):
+        run = _run_of(path, path.stat().st_mtime_ns, place)
         if run is not None:
             variant, seed, top1 = run
             arms.setdefault(variant, {})[seed] = top1
     return scatter_of(list(arms.values()))
 
 
+def _place_of(record: Record) -> tuple[Any, ...]:
+    """Data set, split, network, and which and how many images."""
+    config = full_config(record)
+    return (*(config[name] for name in COMMON), record.data["source"], *images_of(record))
+
+
 @cache
-def _run_of(path: Path, changed: int, images: tuple[Any, ...]) -> tuple[Any, int, float] | None:
+def _run_of(path: Path, changed: int, place: tuple[Any, ...]) -> tuple[Any, int, float] | None:
     """What tells a record's row apart, its seed and top-1; None of a run of other images or another network.
 
     Args:
         path: the record's file.
         changed: when it was, so that a page reads it once and sees what it has become all the same.
-        images: data set, split, network and how many images, as those of the rows are.
+        place: of the rows (`_place_of`).
     """
     record = load_record(path)
-    config = full_config(record)
-    if (*(config[name] for name in COMMON), record.data["source"], *images_of(record)) != images:
+    if _place_of(record) != place:
         return None
-    return variant_of(record), config["seed"], record.accuracy["test"]
+    return variant_of(record), record.config["seed"], record.accuracy["test"]
