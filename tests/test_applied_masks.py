@@ -62,6 +62,14 @@ def changed_mask(model, masks):
     masks["stem.0"].copy_(KEPT.flip(0))
 
 
+def mask_changed_through_numpy(model, masks):
+    masks["stem.0"].numpy()[:] = KEPT.flip(0).numpy()
+
+
+def mask_changed_through_data(model, masks):
+    masks["stem.0"].data.copy_(KEPT.flip(0))
+
+
 def one_mask_more(model, masks):
     masks["last.0"] = KEPT.clone()
 
@@ -76,7 +84,17 @@ def replaced_weight(model, masks):
 
 @pytest.mark.parametrize(
     "change",
-    [replaced_layer, replaced_activation, other_mask, changed_mask, one_mask_more, other_precision, replaced_weight],
+    [
+        replaced_layer,
+        replaced_activation,
+        other_mask,
+        changed_mask,
+        mask_changed_through_numpy,
+        mask_changed_through_data,
+        one_mask_more,
+        other_precision,
+        replaced_weight,
+    ],  # fmt: skip
 )
 def test_a_change_is_seen(looks, change):
     model, masks = Net(), {"stem.0": KEPT.clone()}
@@ -96,7 +114,7 @@ def test_partners_that_grow_in_between_are_held():
     assert not any(branch.conv.weight[~KEPT].any() for branch in model.stem[0].branches)
 
 
-def test_masks_that_do_not_count_their_changes_are_read_each_time(looks):
+def test_masks_of_inference_mode_are_masks(looks):
     with torch.inference_mode():
         masks = {"stem.0": KEPT.clone()}
     model = Net()
@@ -104,7 +122,15 @@ def test_masks_that_do_not_count_their_changes_are_read_each_time(looks):
         disturb(model)
         bpl.apply_masks(model, masks)
         assert is_held(model)
-    assert len(looks) == 2
+    assert len(looks) == 1
+
+
+@pytest.mark.parametrize("mask", [KEPT.float(), KEPT[1:], None])
+def test_a_mask_that_became_none_is_refused(mask):
+    model, masks = Net(), {"stem.0": KEPT.clone()}
+    bpl.apply_masks(model, masks)
+    with pytest.raises(ValueError, match="the mask of 'stem.0' is .*: it must be a bool tensor of shape"):
+        bpl.apply_masks(model, {"stem.0": mask})
 
 
 def test_two_networks_do_not_share_what_is_held(looks):

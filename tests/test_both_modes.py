@@ -12,6 +12,9 @@ from torch import nn
 import bpl
 from bpl.channels import ChannelGraph
 from bpl.copies import copy_of
+from bpl.hardware import widths_for
+from bpl.pruning.channel_cost import ChannelCost
+from bpl.pruning.masks import prunable_sets
 
 SIZE = 8
 
@@ -259,6 +262,28 @@ def test_a_network_that_has_kept_maps_in_a_list_can_still_be_looked_at():
     model(images(size=SIZE, dtype=torch.float32))
     assert len(model.maps) == 1 and bpl.prune_masks(model, 0.5)
     assert not bpl.slim(model, {}).maps[0].requires_grad
+
+
+def test_maps_kept_at_any_depth_do_not_hinder_a_copy():
+    model, map_ = Counts(), torch.ones(2, requires_grad=True) * 2
+    model.deep = {"stages": [(map_, {"b": [map_]})]}
+    model.deep["itself"] = model.deep
+    kept = copy_of(model).deep["stages"][0]
+    assert kept[0] is kept[1]["b"][0] is not map_ and torch.equal(kept[0], map_) and not kept[0].requires_grad
+    assert bpl.prune_masks(model, 0.5)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5])
+def test_a_head_that_only_training_uses_costs_no_macs(share):
+    model = AuxiliaryHead()
+    model.aux.append(nn.Linear(CLASSES, 500))  # large enough to be seen
+    graph = ChannelGraph(model)
+    cost = ChannelCost(graph, prunable_sets(graph), "macs", SIZE)
+    widths = widths_for(model, f"macs:{share}", SIZE).widths
+    small = bpl.slim(model, bpl.prune_masks(model, 0, widths=widths))
+    assert bpl.count_macs(small, SIZE) <= share * bpl.count_macs(model, SIZE)
+    left = [widths[channels.convs[0]] for channels in prunable_sets(graph)]
+    assert cost.total(left) == bpl.count_macs(small, SIZE)
 
 
 # -- stochastic depth -----------------------------------------------------------------------------------------------

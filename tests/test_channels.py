@@ -156,13 +156,6 @@ def test_a_wrapper_is_refused_with_where_the_network_is(wrapped, error, message,
     assert not list(tmp_path.iterdir())
 
 
-def test_a_refusal_of_synchronised_normalisations_says_when_to_make_them():
-    model = nn.SyncBatchNorm.convert_sync_batchnorm(Net())
-    for function in (bpl.grow_partners, lambda model: bpl.prune_masks(model, 0.5)):
-        with pytest.raises(ValueError, match="; convert its BatchNorm2d to SyncBatchNorm afterwards, not before$"):
-            function(model)
-
-
 def test_inner_of_the_known_networks_is_what_the_design_says():
     resnet50 = prunable(bpl.build_model("resnet50", 5, 256, width=8), "inner")
     assert "conv1" in resnet50 and "layer1.0.conv1" in resnet50 and "layer4.2.conv2" in resnet50

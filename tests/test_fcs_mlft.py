@@ -447,7 +447,7 @@ def material(tree, dense) -> Material:
 
 def test_the_peers_are_the_dense_network_without_different_filters(tree, dense):
     method = REGISTRY["fcs_mlft"](small(tree, "fcs_mlft", samples=12), material(tree, dense))
-    peers = method.prepare(None)
+    peers = method.prepare(dense())
     assert all(parameter.requires_grad for parameter in peers.parameters())
     assert same_weights(peers.first, slim(dense(), method.masks))
     assert same_weights(peers.second, slim(dense(), method.peer_masks))
@@ -458,7 +458,7 @@ def test_the_peers_are_the_dense_network_without_different_filters(tree, dense):
 
 def test_the_first_peer_ships(tree, dense):
     method = REGISTRY["fcs_mlft"](small(tree, "fcs_mlft", samples=12), material(tree, dense))
-    peers = method.prepare(None)
+    peers = method.prepare(dense())
     for network in (method.as_shipped(peers), method.as_trained(peers), method.finish(peers)):
         assert not isinstance(network, Peers)
         assert same_weights(network, peers.first)
@@ -466,7 +466,7 @@ def test_the_first_peer_ships(tree, dense):
 
 def test_a_ratio_that_removes_nothing_is_refused_for_two_peers_and_allowed_for_one_network(tree, dense):
     with pytest.raises(ValueError, match=r"ratio is 0\.0 .*two peers .*fine_tune tft"):
-        fine_tuned(tree, dense, ratio=0)
+        fine_tuned(tree, lambda: pytest.fail("the dense network was trained first"), ratio=0)
     _, out = fine_tuned(tree, dense, ratio=0, fine_tune="tft", epochs=1)
     assert count_macs(out.small, 32) == count_macs(dense(), 32)
 

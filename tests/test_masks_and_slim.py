@@ -48,6 +48,25 @@ def test_grown_masked_fused_and_slimmed_agree(name, scope, ratio):
     assert bpl.count_params(small) < bpl.count_params(bpl.fuse_partners(model))
 
 
+@pytest.mark.parametrize("grown_first", [True, False])
+@pytest.mark.parametrize(("name", "kind"), [("resnet50", "same"), ("resnet18", "dbb"), ("vgg16_bn", "acnet")])
+def test_synchronised_normalisations_are_ordinary_ones(name, kind, grown_first, tmp_path):
+    model = bpl.build_model(name, 10, 32, width=8)
+    plain = bpl.prune_masks(model, 0.5)
+    if grown_first:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(bpl.grow_partners(model, kind))
+    else:
+        model = bpl.grow_partners(nn.SyncBatchNorm.convert_sync_batchnorm(model), kind)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    model = randomise_statistics(model.double())
+    masks = bpl.prune_masks(model, 0.5)
+    assert masks.keys() == plain.keys()
+    small = assert_exact(model, images(), masks)
+    bpl.save_model(small, tmp_path / "small")
+    loaded = bpl.load_model(tmp_path / "small")  # by its name: of ordinary layers
+    assert torch.equal(logits(loaded, images()), logits(small, images()))
+
+
 @pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2"])
 def test_single_precision_agrees_to_its_own_rounding(name):
     model, x = grown(name, torch.float32), images(dtype=torch.float32)

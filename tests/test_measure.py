@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from exactness import same_state, state
+from exactness import images, logits, relative_error, same_state, state
 from little_networks import WIDTH, Net, block
 from torch import nn
 
@@ -13,6 +13,7 @@ from bpl.channels import ChannelGraph
 from bpl.layer_times import layers_of
 from bpl.measure import image_channels
 from bpl.memory import inference_memory, step_memory
+from bpl.onnx_files import open_session
 from bpl.pruning.channel_cost import ChannelCost
 from bpl.pruning.masks import prunable_sets
 
@@ -147,8 +148,37 @@ def test_a_network_that_one_image_is_not_enough_for_is_refused_in_one_sentence(w
     assert not list(tmp_path.iterdir())
 
 
-def test_a_module_without_parameters_has_no_macs():
+def test_a_network_without_parameters_has_no_macs_and_can_be_timed_and_exported(tmp_path):
     assert bpl.count_macs(nn.ReLU(), 8) == 0
+    for backend in ("eager", "onnxruntime"):
+        assert bpl.measure_latency(nn.ReLU(), 8, backend=backend, seconds=0).device == "cpu"
+    assert bpl.export_onnx(nn.ReLU(), tmp_path / "net.onnx", 8).exists()
+
+
+def test_tensors_past_parameters_and_buffers_are_counted_with():
+    class Scaled(Net):
+        def __init__(self):
+            super().__init__()
+            self.mean, self.scales = torch.rand(3, 1, 1), [{"last": torch.rand(WIDTH)}]
+
+        def forward(self, x):
+            x = self.last(self.stem(x - self.mean)).mean((2, 3))
+            return self.fc(x * self.scales[0]["last"])
+
+    model = Scaled()
+    assert bpl.count_macs(model, 8) == bpl.count_macs(Net(), 8)
+    assert not model.mean.is_meta and not model.scales[0]["last"].is_meta
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_onnxruntime_opens_a_network_of_any_precision(dtype, tmp_path):
+    model, x = Net().to(dtype).eval(), images(3, 8, dtype)
+    assert bpl.measure_latency(model, 8, backend="onnxruntime", seconds=0).passes >= 5
+    session = open_session(bpl.export_onnx(model, tmp_path / "net.onnx", 8).read_bytes(), tmp_path)
+    wide = x.half() if dtype == torch.float16 else x.float()
+    (got,) = session.run(None, {"images": wide.numpy()})
+    assert relative_error(torch.from_numpy(got).double(), logits(model, x).double()) < 0.05
+    assert model.stem[0].weight.dtype == dtype
 
 
 def test_an_image_without_pixels_is_refused():

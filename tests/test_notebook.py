@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 
 import bpl
@@ -79,6 +80,42 @@ def test_a_page_of_recorded_runs_refuses_what_no_run_has(name: str, value: objec
     assert notebook.check_choice(dict(page), RUNS, "dataset", "ratio") == RUNS
     with pytest.raises(notebook.BadParameter, match=f"^{said}$"):
         notebook.check_choice(page | {name: value}, RUNS, "dataset", "ratio")
+
+
+MEASURED = {"arch": "resnet18", "width": 16, "image_size": 64, "ratio": 0.7, "round_to": 8, "backend": "eager"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("backend", "tpu", "unknown backend 'tpu': allowed are eager, compile, onnxruntime"),
+        ("ratio", 0, "ratio is 0: nothing would be pruned; it must be more than 0 and less than 1"),
+        ("ratio", 1, "ratio is 1: .*"),
+        ("arch", "resnet19", ".*'resnet19': allowed are .*resnet18.*"),
+        ("round_to", 0, "round_to is 0: it must be .*"),
+        ("image_size", "64", "image_size is '64': it must be .*"),
+        ("ratoi", 0.5, "unknown parameter 'ratoi' is 0.5: this page has arch, .*, backend"),
+    ],
+)
+def test_a_page_that_measures_refuses_a_bad_parameter_in_one_sentence(name: str, value: object, said: str) -> None:
+    page = dict(MEASURED)
+    notebook.check_measurement(page, *MEASURED)
+    page |= {"rows": [], "best": {}, "ratio": 0.5}  # run again, later cells have defined more
+    notebook.check_measurement(page, *MEASURED)
+    with pytest.raises(notebook.BadParameter, match=f"^{said}$"):
+        notebook.check_measurement(MEASURED | {name: value}, *MEASURED)
+
+
+@pytest.mark.parametrize("changes", [{"device": "cuda"}, {"learning_rate": 1e30}, {"method": "fcs_mlft", "ratio": 0.0}])
+def test_what_only_a_live_run_finds_out_is_one_sentence_too(tmp_path: Path, monkeypatch, changes: dict) -> None:
+    if "device" in changes and torch.cuda.is_available():
+        pytest.skip("there is such a device")
+    monkeypatch.setattr(notebook, "project_root", lambda: tmp_path)
+    page = {"dataset": "synthetic", "method": "bpl", "tier": "quick", "epochs": 1, "width": 4, "image_size": 32}
+    config, images, _ = notebook.configure(page | changes)
+    with pytest.raises(notebook.BadParameter) as error:
+        notebook.live_run(config, images)
+    assert "\n" not in str(error.value) and error.value.__suppress_context__
 
 
 def test_a_page_of_recorded_runs_is_run_again() -> None:

@@ -23,7 +23,7 @@ from bpl.models import build_model
 from bpl.pretrain import Pretraining, transfer
 from bpl.records import record_path
 from bpl.run import run
-from bpl.train import Start
+from bpl.train import Start, pretraining_of
 
 pytestmark = pytest.mark.usefixtures("places", "no_stopwatch")
 
@@ -168,6 +168,19 @@ def test_two_shares_of_one_data_set_are_no_start_for_each_other():
     with pytest.raises(ValueError, match="nwpu-45 and nwpu-21 have images in common, and it would train on test"):
         RunConfig("nwpu-21", "dense", pretrain="nwpu-45:5")
     assert RunConfig("nwpu-21", "dense", pretrain="aid:5").pretrain == "aid:5"
+
+
+def test_drawn_scenes_of_two_data_sets_are_others(monkeypatch):
+    """Else a start on the one's would be trained on images that a run on the other's tests on."""
+    monkeypatch.setenv("BPL_DATA", "/nonexistent")
+    drawn = {name: load_images(name, 32, "synthetic").digest for name in ("synthetic", "ucm", "aid", "nwpu-21")}
+    assert drawn.pop("ucm") == drawn["synthetic"] and len(set(drawn.values())) == 3
+    common = {"arch": "resnet18", "width": 4, "image_size": 32, "seed": 1, "epochs": 1}
+    images = load_images("ucm", 32, "synthetic")
+    with pytest.raises(ValueError, match="its images are those of ucm, and it would train on test images"):
+        pretraining_of(RunConfig("ucm", "dense", data="synthetic", pretrain="synthetic:1", **common), images)
+    before, others, _ = pretraining_of(RunConfig("ucm", "dense", data="synthetic", pretrain="aid:1", **common), images)
+    assert before.dataset == "aid" and others.source == "synthetic"
 
 
 def test_drawn_scenes_are_no_start_for_real_images(tree, monkeypatch):

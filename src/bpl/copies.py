@@ -77,28 +77,51 @@ def without_values(model: nn.Module) -> nn.Module:
         TypeError: not a network.
     """
     check_is_network(model)
-    shapes = {
+    return copy.deepcopy(model, _without_history(model) | _shapes_of_parameters(model))
+
+
+def with_shapes_only(model: nn.Module) -> nn.Module:
+    """A copy of a network on the meta device, with all tensors that layers keep beside parameters and buffers.
+
+    Args:
+        model: any network; it is not changed.
+
+    Returns:
+        The copy; no tensor of it has values.
+
+    Raises:
+        TypeError: not a network.
+    """
+    check_is_network(model)
+    shapes = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in _kept_on_layers(model)}
+    return copy.deepcopy(model, shapes | _shapes_of_parameters(model)).to("meta")
+
+
+def _shapes_of_parameters(model: nn.Module) -> dict[int, torch.Tensor]:
+    """What `copy.deepcopy` is to take for parameters: id -> one on the meta device."""
+    return {
         id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
         for parameter in model.parameters()
         if type(parameter) is nn.Parameter
     }
-    return copy.deepcopy(model, _without_history(model) | shapes)
 
 
 def _without_history(model: nn.Module) -> dict[int, torch.Tensor]:
     """What `copy.deepcopy` is to take for the tensors with a history that layers hold: id -> a copy of the values."""
-    held = (tensor for module in model.modules() for tensor in _tensors_in(list(vars(module).values())))
-    return {id(tensor): tensor.detach().clone() for tensor in held if not tensor.is_leaf}
+    return {id(tensor): tensor.detach().clone() for tensor in _kept_on_layers(model) if not tensor.is_leaf}
 
 
-def _tensors_in(values: list[object]) -> Iterator[torch.Tensor]:
-    """The tensors among some values, and in the plain lists, tuples and dictionaries among them."""
-    for value in values:
+def _kept_on_layers(model: nn.Module) -> Iterator[torch.Tensor]:
+    """The tensors that layers have as attributes, or in plain lists, tuples and dictionaries at any depth."""
+    waiting: list[object] = [value for module in model.modules() for value in vars(module).values()]
+    seen: set[int] = set()
+    while waiting:
+        value = waiting.pop()
         if isinstance(value, torch.Tensor):
             yield value
-        elif isinstance(value, list | tuple | dict):
-            inside = list(value.values() if isinstance(value, dict) else value)
-            yield from (tensor for tensor in inside if isinstance(tensor, torch.Tensor))
+        elif isinstance(value, list | tuple | dict) and id(value) not in seen:
+            seen.add(id(value))
+            waiting += value.values() if isinstance(value, dict) else value
 
 
 @contextmanager

@@ -167,13 +167,13 @@ def folded_kernels(block: PartnerConv2d) -> Pair:
 
 
 def feature_maps(block: PartnerConv2d) -> Pair:
-    """The outputs of the last forward pass, filters first: (N, B, H, W) each."""
+    """The outputs of the last forward pass, filters first: (N, B, H, W) each, in float32 at least."""
     if not block.outputs:
         raise RuntimeError(
             "no outputs are recorded: a diversity loss on features needs a forward pass in training mode "
             "inside bpl.record_outputs(model)"
         )
-    original, *partners = (output.float().transpose(0, 1) for output in block.outputs)
+    original, *partners = (_wide(output).transpose(0, 1) for output in block.outputs)
     return original, _sum(partners)
 
 

@@ -17,6 +17,7 @@ from bpl.machine.atomic import write_together
 from bpl.models import build_model
 from bpl.norm_act import take_apart
 from bpl.partner import refuse_unfused, replace_module
+from bpl.partner_conv import NORMS
 from bpl.pruning.zeros import masks_of_zeros
 from bpl.residual_blocks import Shortcut, remove_blocks
 from bpl.shown import one_line, shown
@@ -76,7 +77,7 @@ def describe_widths(model: nn.Module) -> dict[str, dict[str, Any]]:
         if isinstance(module, nn.Conv2d):
             sizes = {"inputs": module.in_channels, "outputs": module.out_channels, "groups": module.groups}
             widths[name] = {"kind": "conv", **sizes, "bias": module.bias is not None}
-        elif isinstance(module, nn.BatchNorm2d):
+        elif isinstance(module, NORMS):
             widths[name] = {"kind": "norm", "channels": module.num_features}
         elif isinstance(module, nn.Linear):
             widths[name] = {"kind": "linear", "inputs": module.in_features, "outputs": module.out_features}
@@ -282,6 +283,11 @@ def _by_name(description: dict[str, Any], file: Path) -> nn.Module:
         raise ModelFileError(f"{file} describes a network that cannot be built: {one_line(error)[:200]}") from error
 
 
+def _made_as(layer: type) -> type:
+    """The class that `build_model` has a layer of: what a network is converted to for training is no other network."""
+    return nn.BatchNorm2d if layer is nn.SyncBatchNorm else layer
+
+
 def _is_built_by_name(model: nn.Module, description: dict[str, Any], file: Path) -> bool:
     """Whether building a network by its name and resizing it gives these layers, with the same settings."""
     try:
@@ -291,7 +297,7 @@ def _is_built_by_name(model: nn.Module, description: dict[str, Any], file: Path)
         return False
 
     def layers(network: nn.Module) -> list[tuple[str, type, str]]:
-        return [(name, type(module), module.extra_repr()) for name, module in network.named_modules()]
+        return [(name, _made_as(type(module)), module.extra_repr()) for name, module in network.named_modules()]
 
     return layers(model) == layers(other)
 
@@ -312,7 +318,7 @@ def resize(model: nn.Module, widths: dict[str, dict[str, Any]], source: Path) ->
     _remove_blocks(model, widths, source)
     modules = dict(model.named_modules())
     for name, module in modules.items():
-        parts = take_apart(module) if name not in widths and type(module) is not nn.BatchNorm2d else None
+        parts = take_apart(module) if name not in widths and type(module) not in NORMS else None
         if parts is not None:  # it was fused, and has left the activation that it held
             replace_module(model, name, parts[1])
     for name, wanted in widths.items():
@@ -322,7 +328,7 @@ def resize(model: nn.Module, widths: dict[str, dict[str, Any]], source: Path) ->
         kind = wanted.get("kind")
         if kind == "removed" and isinstance(module, Shortcut):
             continue
-        elif kind == "identity" and isinstance(module, nn.BatchNorm2d | nn.Identity):
+        elif kind == "identity" and isinstance(module, (*NORMS, nn.Identity)):
             replace_module(model, name, nn.Identity())
         elif kind == "conv" and isinstance(module, nn.Conv2d):
             inputs = _width(source, name, wanted, "inputs", module.in_channels)
@@ -333,7 +339,7 @@ def resize(model: nn.Module, widths: dict[str, dict[str, Any]], source: Path) ->
             module.in_channels, module.out_channels, module.groups = inputs, outputs, groups
             _reshape(module, "weight", outputs, inputs // groups, *module.kernel_size)
             module.bias = _empty(outputs) if wanted.get("bias") else None
-        elif kind == "norm" and isinstance(module, nn.BatchNorm2d):
+        elif kind == "norm" and isinstance(module, NORMS):
             channels = _width(source, name, wanted, "channels", module.num_features)
             module.num_features = channels
             for tensor in ("weight", "bias", "running_mean", "running_var"):

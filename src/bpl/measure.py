@@ -13,11 +13,17 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bpl.copies import check_has_values, check_is_network, copy_of, without_values
+from bpl.copies import check_has_values, check_is_network, copy_of, with_shapes_only
 from bpl.shown import check_whole, kind_and_line, shown
 
 BACKENDS = ("eager", "compile", "onnxruntime")
 CLOCKS = ("wall", "processor")
+
+
+def check_backend(backend: str) -> None:
+    """Raise a ValueError for what is none of `BACKENDS`."""
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown backend {shown(backend)}: allowed are {', '.join(BACKENDS)}")
 
 
 def clock_of(clock: str) -> Callable[[], float]:
@@ -38,7 +44,7 @@ def clock_of(clock: str) -> Callable[[], float]:
 
 def on_meta(model: nn.Module) -> nn.Module:
     """A copy of a network in evaluation mode that has shapes only: a pass through it computes nothing."""
-    return without_values(model).to("meta").eval()
+    return with_shapes_only(model).eval()
 
 
 @torch.no_grad()
@@ -54,7 +60,7 @@ def pass_shapes(shapes: nn.Module, channels: int, image_size: int) -> None:
         ValueError: a size below 1, or an image that the network does not take.
     """
     check_whole("image_size", image_size, 1)
-    dtype = next((parameter.dtype for parameter in shapes.parameters()), None)
+    _, dtype = where_it_computes(shapes)
     try:
         with torch.device("meta"):  # what the forward pass makes of numbers has no values either
             shapes(torch.empty(1, channels, image_size, image_size, dtype=dtype))
@@ -63,6 +69,12 @@ def pass_shapes(shapes: nn.Module, channels: int, image_size: int) -> None:
             f"{type(shapes).__name__} does not take an image of {channels} x {image_size} x {image_size} by itself: "
             f"{kind_and_line(error)}"
         ) from error
+
+
+def where_it_computes(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Device and type of a network's first parameter; of one without any, the processor and torch's default type."""
+    first = next(model.parameters(), torch.empty(0, device="cpu"))
+    return first.device, first.dtype
 
 
 @contextmanager
@@ -209,20 +221,21 @@ def forward_pass(
     Raises:
         ValueError: unknown backend.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"unknown backend {backend!r}: allowed are {', '.join(BACKENDS)}")
+    check_backend(backend)
     network = copy_of(model).eval().to(memory_format=torch.channels_last)
-    weight = next(network.parameters())
     channels = image_channels(network, image_size, channels)
+    if backend == "onnxruntime":
+        from bpl.onnx_files import in_a_precision_of_onnx, onnx_session
+
+        network = in_a_precision_of_onnx(network)
+        session = onnx_session(network, image_size, channels)
+    device, dtype = where_it_computes(network)
 
     def noise(batch_size: int) -> torch.Tensor:
-        images = torch.randn(batch_size, channels, image_size, image_size, device=weight.device, dtype=weight.dtype)
+        images = torch.randn(batch_size, channels, image_size, image_size, device=device, dtype=dtype)
         return images.to(memory_format=torch.channels_last)
 
     if backend == "onnxruntime":
-        from bpl.onnx_files import onnx_session
-
-        session = onnx_session(network, image_size, channels)
 
         def make(batch_size: int) -> Callable[[], object]:
             array = noise(batch_size).cpu().numpy()
@@ -279,7 +292,7 @@ def measure_latency(
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
         raise ValueError(f"seconds is {shown(seconds)}: it must be a number of at least 0")
     check_has_values(model)
-    device = next(model.parameters()).device
+    device, _ = where_it_computes(model)
     with blamed_on_images(model, image_size, channels):
         run = forward_pass(model, image_size, backend, channels)(batch_size)
         for _ in range(warm_up):

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from bpl.channels.chance import chance_kept, seed_all
+from bpl.partner_conv import NORMS
 
 
-def take_apart(norm: nn.Module) -> tuple[nn.BatchNorm2d, nn.Module] | None:
+def take_apart(norm: nn.Module) -> tuple[nn.BatchNorm2d | nn.SyncBatchNorm, nn.Module] | None:
     """Split a layer into a plain batch normalisation and what it does after it.
 
     Args:
@@ -25,7 +26,7 @@ def take_apart(norm: nn.Module) -> tuple[nn.BatchNorm2d, nn.Module] | None:
         normalisation, else an `nn.Sequential` of the layer's own children, in order. None where this is not what the
         layer does.
     """
-    if type(norm) is nn.BatchNorm2d:
+    if type(norm) in NORMS:
         return norm, nn.Identity().train(norm.training)
     if not isinstance(norm, nn.BatchNorm2d):
         return None

@@ -9,13 +9,14 @@ from bpl.config import RunConfig
 from bpl.data import ImageSet, Split, load_images, make_split
 from bpl.defaults import LEAKING_MASKS
 from bpl.export import load_model
-from bpl.measure import count_macs
+from bpl.machine.out_of_memory import OutOfMemory
+from bpl.measure import check_backend, count_macs
 from bpl.models import build_model
 from bpl.paths import project_root
 from bpl.pruning import prune_masks, slim
 from bpl.records import Record, RecordError, load_record, record_path, source_digest
 from bpl.run import run
-from bpl.shown import shown
+from bpl.shown import flat, shown
 from bpl.widths_file import config_widths
 
 _EXACT = 1e-5  # of the largest logit: float rounding over a network's depth
@@ -50,7 +51,7 @@ def configure(namespace: MutableMapping[str, Any]) -> tuple[RunConfig, ImageSet,
         images = load_images(config.dataset, config.image_size, config.data)
         split = make_split(images, config.split, config.seed)
     except ValueError as error:
-        raise BadParameter(" ".join(str(error).split())) from None
+        raise BadParameter(flat(error, 2000)) from None
     namespace[_FOUND] = frozenset(chosen)
     return config, images, split
 
@@ -69,15 +70,47 @@ def check_choice(namespace: MutableMapping[str, Any], runs: Iterable[RunConfig],
     Raises:
         BadParameter: an unknown parameter, or a value that no run has; one sentence.
     """
-    runs, chosen = list(runs), parameters(namespace, names)
+    runs, chosen = list(runs), known_parameters(namespace, names)
     for name, value in chosen.items():
-        if name not in names:
-            raise BadParameter(f"unknown parameter {name!r} is {shown(value)}: this page has {', '.join(names)}")
         allowed = sorted({getattr(run, name) for run in runs if name != "ratio" or run.method != "dense"})
         if value not in allowed:
             raise BadParameter(f"{name} is {shown(value)}: the runs of this page have {', '.join(map(str, allowed))}")
     namespace[_FOUND] = frozenset(chosen)
     return runs
+
+
+def check_measurement(namespace: MutableMapping[str, Any], *names: str) -> None:
+    """Check the parameters of a page that times a pruned network, without training it.
+
+    Args:
+        namespace: the notebook's ``globals()``; plain values count as in `configure`.
+        names: the page's parameters: knobs of `RunConfig`, and ``backend``.
+
+    Raises:
+        BadParameter: an unknown parameter, or a value that is not allowed; one sentence.
+    """
+    chosen = known_parameters(namespace, names)
+    try:
+        check_backend(chosen.pop("backend"))
+        config = RunConfig.from_dict({"dataset": "synthetic", "method": "scratch"} | chosen)
+        if config.ratio == 0:
+            raise ValueError("ratio is 0: nothing would be pruned; it must be more than 0 and less than 1")
+    except ValueError as error:
+        raise BadParameter(flat(error, 2000)) from None
+    namespace[_FOUND] = frozenset(chosen)
+
+
+def known_parameters(namespace: MutableMapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """`parameters`, all of which a page must have.
+
+    Raises:
+        BadParameter: one that it has not.
+    """
+    chosen = parameters(namespace, names)
+    for name, value in chosen.items():
+        if name not in names:
+            raise BadParameter(f"unknown parameter {name!r} is {shown(value)}: this page has {', '.join(names)}")
+    return chosen
 
 
 def parameters(namespace: MutableMapping[str, Any], known: Collection[str]) -> dict[str, Any]:
@@ -117,6 +150,10 @@ def live_run(config: RunConfig, images: ImageSet) -> tuple[Record, Path]:
 
     Returns:
         The record, and the file of the shipped network.
+
+    Raises:
+        BadParameter: a value of the config that the run cannot do: a device that is not there, a learning rate with
+            which the loss is no longer finite, more images in a batch than fit into memory; one sentence.
     """
     folder = project_root() / "_build" / "live"
     path = record_path(config, images.source, folder)
@@ -125,7 +162,10 @@ def live_run(config: RunConfig, images: ImageSet) -> tuple[Record, Path]:
     if current:
         print("This run was finished before by this very code on these images; here is its record.")
         return load_record(path), network
-    return run(config, folder=folder, work=folder / "networks", repeat=path.exists()), network
+    try:
+        return run(config, folder=folder, work=folder / "networks", repeat=path.exists()), network
+    except (ValueError, ArithmeticError, OutOfMemory) as error:  # what only the run itself can find out
+        raise BadParameter(flat(error, 2000)) from None
 
 
 def _is_of(path: Path, source: str, images: str) -> bool:

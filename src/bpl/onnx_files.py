@@ -13,9 +13,9 @@ from torch import nn
 from bpl.copies import copy_of
 from bpl.export import FORMAT, ModelFileError, check_finished, describe_use
 from bpl.machine.atomic import write_atomic
-from bpl.measure import blamed_on_images, image_channels
+from bpl.measure import blamed_on_images, image_channels, where_it_computes
 from bpl.partner import refuse_unfused
-from bpl.shown import check_whole
+from bpl.shown import check_whole, flat
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -33,7 +33,7 @@ def export_onnx(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Path:
-    """Write a plain network as ONNX, with a free batch size.
+    """Write a plain network as ONNX, with a free batch size; one in float64 or bfloat16 in float32.
 
     Args:
         model: a network without partners and without masked channels.
@@ -77,10 +77,10 @@ def onnx_bytes(
     """
     refuse_unfused(model)
     check_whole("image_size", image_size, 1)
-    network = copy_of(model).eval()
-    weight = next(network.parameters())
+    network = in_a_precision_of_onnx(copy_of(model).eval())
+    device, dtype = where_it_computes(network)
     shape = (2, image_channels(network, image_size, channels), image_size, image_size)
-    example = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
+    example = torch.zeros(shape, device=device, dtype=dtype)
     with blamed_on_images(network, image_size, channels), warnings.catch_warnings():
         # what the exporter warns of in its own code (older names of its own functions) is no user's business
         warnings.filterwarnings("ignore", module=r"torch\.|onnxscript|onnx_ir|copyreg")
@@ -98,6 +98,12 @@ def onnx_bytes(
     buffer = io.BytesIO()
     program.save(buffer)
     return buffer.getvalue()
+
+
+def in_a_precision_of_onnx(model: nn.Module) -> nn.Module:
+    """The network itself, its parameters in float32 where onnxruntime has no convolutions of their type."""
+    _, dtype = where_it_computes(model)
+    return model if dtype in (torch.float32, torch.float16) else model.float()
 
 
 def onnx_session(model: nn.Module, image_size: int, channels: int | None = None) -> "onnxruntime.InferenceSession":
@@ -133,4 +139,4 @@ def open_session(content: bytes, source: Path) -> "onnxruntime.InferenceSession"
     try:
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:  # its own exceptions have no public base class
-        raise ModelFileError(f"network {source} cannot be run: {' '.join(str(error).split())[:200]}") from error
+        raise ModelFileError(f"network {source} cannot be run: {flat(error)}") from error

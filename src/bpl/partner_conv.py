@@ -14,6 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+# The two of PyTorch's that normalise maps (B, N, H, W) by channel; they differ in training on several devices only.
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+
 
 def norm_as_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """A batch normalisation in evaluation mode as y = scale x + shift, per channel.
@@ -154,7 +157,7 @@ class PartnerConv2d(nn.Module):
             for branch in self.branches:
                 branch.norms[-1].weight.mul_((2 * len(self.branches)) ** -0.5)
         for wrapper in self.modules():
-            if not isinstance(wrapper, nn.Conv2d | nn.BatchNorm2d):  # the layers inside keep the mode they are in
+            if not isinstance(wrapper, (nn.Conv2d, *NORMS)):  # the layers inside keep the mode they are in
                 wrapper.training = conv.training
         self.stage = stage
         self.keep_outputs = False  # in training mode, for the diversity losses on features

@@ -226,7 +226,8 @@ def _conv(block: nn.Conv2d, outputs: int, **options) -> nn.Conv2d:
 
 def _norm(block: nn.BatchNorm2d, channels: int) -> nn.BatchNorm2d:
     """A fresh batch normalisation with the settings of the block's."""
-    norm = nn.BatchNorm2d(channels, block.eps, block.momentum, device=block.weight.device, dtype=block.weight.dtype)
+    kind = nn.SyncBatchNorm if isinstance(block, nn.SyncBatchNorm) else nn.BatchNorm2d
+    norm = kind(channels, block.eps, block.momentum, device=block.weight.device, dtype=block.weight.dtype)
     return norm.requires_grad_(block.weight.requires_grad).train(block.training)
 
 

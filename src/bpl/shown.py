@@ -56,6 +56,19 @@ def one_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+def flat(error: BaseException, most: int = 200) -> str:
+    """The whole message of an error that may be of many lines, as one, for the end of a sentence.
+
+    Args:
+        error: what was raised.
+        most: characters to keep.
+
+    Returns:
+        Its message, cut off there; its type where it has none.
+    """
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def kind_and_line(error: BaseException) -> str:
     """The type of an error that may be anything, and why it was raised, in one line.
 

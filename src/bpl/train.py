@@ -272,7 +272,7 @@ def pretraining_of(config: RunConfig, images: ImageSet) -> tuple[RunConfig, Imag
             "for)"
         )
     other_split = (before.split, before.seed) != (config.split, config.seed)
-    if images.source == "real" and others.digest == images.digest and other_split:
+    if others.digest == images.digest and other_split:
         raise ValueError(
             f"pretrain is {config.pretrain!r}: its images are those of {config.dataset}, and it would train on test "
             f"images of this run; give it the same name as the data set, {config.dataset}, or name another one"

@@ -171,6 +171,4 @@ class ChannelGraph:
         """The end of an error message that says which parts could not be looked into; empty where there are none."""
         parts = [f"{name!r} cannot be traced ({why})" for name, why in self.closed.items()]
         parts += [f"{name!r} has forward hooks" for name in self.hooked]
-        if any(isinstance(module, nn.SyncBatchNorm) for module in self.modules.values()):
-            parts.append("convert its BatchNorm2d to SyncBatchNorm afterwards, not before")
         return "; " + ", ".join(parts) if parts else ""

@@ -14,6 +14,7 @@ from torch import nn
 from bpl.channels.chance import chance_kept, seed_all
 from bpl.channels.narrowing import keep_channels, keep_filters, keep_inputs
 from bpl.copies import copy_of
+from bpl.partner_conv import NORMS
 
 _NORM_TENSORS = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 
@@ -90,8 +91,8 @@ def is_ordinary_norm(norm: nn.BatchNorm2d) -> bool:
     """
     if is_patched(norm):
         return False
-    if type(norm) is nn.BatchNorm2d or not norm.affine:
-        return type(norm) is nn.BatchNorm2d
+    if type(norm) in NORMS or not norm.affine:
+        return type(norm) in NORMS
     if not {name for name, _ in [*norm.named_parameters(), *norm.named_buffers()]} <= _NORM_TENSORS:
         return False
     chance = torch.Generator().manual_seed(0)

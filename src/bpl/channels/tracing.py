@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from bpl.channels.operations import IN_PLACE_OPERATORS, MAKERS
 from bpl.channels.ordinary import is_identity_in_evaluation
-from bpl.partner_conv import PartnerConv2d
+from bpl.partner_conv import NORMS, PartnerConv2d
 from bpl.shown import kind_and_line
 
 
@@ -90,7 +90,7 @@ class Tracer(fx.Tracer):
             return self.create_proxy("call_module", name, args, kwargs)
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        whole = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, PartnerConv2d)
+        whole = (nn.Conv2d, *NORMS, nn.Linear, PartnerConv2d)
         if isinstance(module, whole) or super().is_leaf_module(module, qualified_name):
             return True
         return self._takes_one_map and is_identity_in_evaluation(module)

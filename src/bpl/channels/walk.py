@@ -50,7 +50,7 @@ from bpl.channels.ordinary import (
     is_patched,
 )
 from bpl.channels.sets import Channels, ChannelSets
-from bpl.partner_conv import PartnerConv2d, has_forward_hooks
+from bpl.partner_conv import NORMS, PartnerConv2d, has_forward_hooks
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ConvSite:
     """Where a convolution stands: the batch normalisation applied to its output, and the stride of that output.
 
     Attributes:
-        norm: name of the one BatchNorm2d that alone reads the convolution's output; None where there is none.
+        norm: name of the one batch normalisation that alone reads the convolution's output; None where there is none.
         stride: input pixels per output pixel, along height. Convolutions of one output stride form a *stage*.
     """
 
@@ -133,7 +133,7 @@ class Walk:
         """Whether a second call of a module would tie what it is called on; an activation may be called anywhere."""
         if isinstance(module, nn.PReLU) and module.num_parameters == 1:
             return False
-        return isinstance(module, nn.BatchNorm2d) or any(True for _ in module.parameters())
+        return isinstance(module, NORMS) or any(True for _ in module.parameters())
 
     def _walk(self) -> None:
         values: dict[fx.Node, _Value] = {}
@@ -204,7 +204,7 @@ class Walk:
             return self._conv(node, module, value)
         if node.target in self.hooked:
             return self._unknown(f"{node.target!r}, which has forward hooks,", inputs)
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, NORMS) and value.rank == 4:
             return self._norm(node, module, value)
         if isinstance(module, nn.Linear):
             if value.rank != 2 or not is_ordinary_linear(module):  # it reads the last dimension, here not the channels
@@ -284,7 +284,7 @@ class Walk:
         norm = None
         if reason is None and follower is not None and follower.op == "call_module":
             module = self.modules[follower.target]
-            plain = isinstance(module, nn.BatchNorm2d) and not is_patched(module)
+            plain = isinstance(module, NORMS) and not is_patched(module)
             norm = follower.target if plain and follower.target not in self.hooked else None
         self.sites[name] = ConvSite(norm, stride)
         if reason is not None:

@@ -30,7 +30,7 @@ from bpl.data.folders import find_folder, list_images
 from bpl.machine.atomic import folder_held
 from bpl.machine.exit_codes import TRY_AGAIN
 from bpl.names import is_plain
-from bpl.shown import shown
+from bpl.shown import flat, shown
 
 MAX_ARCHIVE_BYTES = 8 << 30
 MAX_UNPACKED_BYTES = 32 << 30
@@ -250,8 +250,7 @@ def _unpack(card: Card, archive: Path, target: Path, progress: bool) -> None:
             if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
                 error.filename = error.filename or str(target)
                 raise
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise DataError(f"'{archive.stem}' cannot be unpacked: {reason}.") from error
+            raise DataError(f"'{archive.stem}' cannot be unpacked: {flat(error)}.") from error
         found = find_folder(card, [unpacked])
         if found is None:
             raise DataError(f"'{archive.stem}' holds no class folders of '{card.name}' in {' or '.join(card.folders)}.")

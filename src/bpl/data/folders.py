@@ -21,7 +21,7 @@ from tqdm import tqdm
 from bpl.data.catalog import Card, DataError
 from bpl.names import is_plain
 from bpl.paths import project_root
-from bpl.shown import shown
+from bpl.shown import flat, shown
 
 SUFFIXES = frozenset({".tif", ".tiff", ".jpg", ".jpeg", ".png"})
 
@@ -251,8 +251,7 @@ def decode(path: Traversable, image_size: int) -> np.ndarray:
     except Image.DecompressionBombError as error:
         raise DataError(f"image {shown(str(path))} is refused: {error}") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ... on damaged files
-        reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
-        raise DataError(f"image {shown(str(path))} cannot be decoded: {reason}.") from error
+        raise DataError(f"image {shown(str(path))} cannot be decoded: {flat(error).rstrip('.')}.") from error
     raise DataError(f"image {shown(str(path))} has {width} x {height} pixels; at most {MAX_PIXELS:,} are allowed.")
 
 

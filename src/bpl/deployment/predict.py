@@ -21,7 +21,7 @@ from bpl.deployment.shipped import find_shipped
 from bpl.export import FORMAT, ModelFileError, load_model, parse_description, read_description
 from bpl.onnx_files import open_session
 from bpl.records import RecordError
-from bpl.shown import check_whole, shown
+from bpl.shown import check_whole, flat, shown
 from bpl.use import Use, check_use
 
 TOP = 5  # classes in a row
@@ -89,8 +89,7 @@ def load_classifier(model: str | Path, *, work: Path | None = None) -> Classifie
     except (ModelFileError, RecordError):
         raise
     except Exception as error:  # layers that do not fit each other; onnxruntime's exceptions have no public base class
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ModelFileError(f"network {model} cannot be run: {reason}") from error
+        raise ModelFileError(f"network {model} cannot be run: {flat(error)}") from error
     return classifier
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from bpl.machine.atomic import write_atomic, write_together
+from bpl.shown import flat
 
 PIECE = 15 << 20  # bytes of payload in a file: with the list of the other pieces still below 16 MiB
 
@@ -117,9 +118,8 @@ def _load(file: Path, path: Path) -> dict[str, Any]:
     try:
         state = torch.load(payload, map_location="cpu", weights_only=True)
     except Exception as error:  # UnpicklingError, RuntimeError, ...: its bytes are those that somebody wrote
-        reason = " ".join(str(error).split())[:150] or type(error).__name__
         raise CheckpointError(
-            f"checkpoint {path} was not written by this library ({reason}): delete it to start this run anew"
+            f"checkpoint {path} was not written by this library ({flat(error, 150)}): delete it to start this run anew"
         ) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"checkpoint {path} was not written by this library: delete it to start this run anew")

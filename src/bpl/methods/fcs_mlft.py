@@ -12,7 +12,6 @@ the same ratio, ``fine_tune="tft"`` trains one network on labels only. The first
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from bpl.channels import ChannelGraph, Channels
@@ -98,17 +97,21 @@ class FCSMLFT(FineTuned):
     def prepare(self, model: nn.Module) -> nn.Module:
         config = self.config
         if config.fine_tune == "mlft":
+            self._check_peers(model)
             # The same widths, other filters: two copies of one network would have nothing to tell each other.
             self.peer_masks = prune_masks(
                 self.teacher, config.ratio, "random", config.scope, config.round_to, seed=config.seed
             )
-        network = super().prepare(model)
-        if self.peer_masks and all(torch.equal(mask, self.peer_masks[name]) for name, mask in self.masks.items()):
+        return super().prepare(model)
+
+    def _check_peers(self, model: nn.Module) -> None:
+        """Refuse peers that have all filters, before the dense network is trained."""
+        config = self.config
+        if all(mask.all() for mask in prune_masks(model, config.ratio, "l1", config.scope, config.round_to).values()):
             raise ValueError(
                 f"ratio is {config.ratio} with round_to {config.round_to}: no layer loses a filter, and the two peers "
                 "of mutual learning would be one network; allowed is a ratio that removes a filter, or fine_tune tft"
             )
-        return network
 
     def prepare_again(self, model: nn.Module, state: dict[str, Any]) -> nn.Module:
         self.peer_masks = state["peer_masks"]

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
 from bpl.pruning.mask_holder import MaskHolder
 
-# Of each network the holder of its last masks, what it was made for, and these masks: while they are kept, no other
-# tensor has the id of one of them.
+# Of each network the holder of its last masks, the layers and parameters that it was made for, and copies of these
+# masks: a tensor does not tell that it was changed through `.data` or through the NumPy array that shares its memory.
 _HELD: WeakKeyDictionary[nn.Module, tuple[Any, MaskHolder, dict[str, Tensor]]] = WeakKeyDictionary()
 
 
@@ -31,23 +32,29 @@ def apply_masks(model: nn.Module, masks: dict[str, Tensor]) -> nn.Module:
         TypeError: not a network.
         ValueError: a mask that does not fit the model.
     """
-    made_for = _what_is_held(model, masks)
-    if made_for is None:
-        MaskHolder(model, masks).apply()
-        return model
-    if model not in _HELD or _HELD[model][0] != made_for:
-        _HELD[model] = (made_for, MaskHolder(model, masks), dict(masks))
-    _HELD[model][1].apply()
+    if not isinstance(model, nn.Module) or not isinstance(masks, Mapping):
+        MaskHolder(model, masks)  # which says what is wrong with them
+    made_for = _layers_and_parameters(model)
+    held = _HELD.get(model)
+    if held is None or held[0] != made_for or not _are_the_same(held[2], masks):
+        holder = MaskHolder(model, masks)
+        held = _HELD[model] = (made_for, holder, {name: mask.detach().clone() for name, mask in masks.items()})
+    held[1].apply()
     return model
 
 
-def _what_is_held(model: nn.Module, masks: dict[str, Tensor]) -> Any:
-    """Something that is equal while layers, parameters and masks are the same; None where that cannot be told."""
-    if not isinstance(model, nn.Module) or not isinstance(masks, Mapping):
-        return None
-    if any(not isinstance(mask, Tensor) or mask.is_inference() for mask in masks.values()):
-        return None  # no mask, or one that does not count its changes
+def _layers_and_parameters(model: nn.Module) -> Any:
+    """Something that is equal while a network has the same layers and parameters, on the same device."""
     layers = ((id(layer), type(layer)) for layer in model.modules())
     parameters = ((id(parameter), parameter.device, parameter.dtype) for parameter in model.parameters())
-    chosen = ((name, id(mask), mask._version) for name, mask in masks.items())
-    return tuple(layers), tuple(parameters), tuple(chosen)
+    return tuple(layers), tuple(parameters)
+
+
+def _are_the_same(masks: Mapping[str, Tensor], others: Mapping[str, Any]) -> bool:
+    """Whether two networks' worth of masks mark the same filters of the same convolutions, in one order."""
+    return list(masks) == list(others) and all(
+        isinstance(other, Tensor)
+        and (mask.device, mask.dtype) == (other.device, other.dtype)
+        and torch.equal(mask, other)
+        for mask, other in zip(masks.values(), others.values(), strict=True)
+    )

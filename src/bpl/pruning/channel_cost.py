@@ -1,7 +1,8 @@
 """What every channel costs: a network's multiply-accumulates or parameters as a function of its widths.
 
 Let n_s be the number of channels left in channel set s. A convolution that reads set s and produces set t has
-n_s n_t k_h k_w weights, each used once per pixel of its output map, so the cost of the network is a polynomial
+n_s n_t k_h k_w weights, each used once per pixel of its output map, and never in a layer that only training uses.
+So the cost of the network is a polynomial
 
     cost(n) = constant + sum_s a_s n_s + sum_{s <= t} a_st n_s n_t
 
@@ -13,6 +14,8 @@ normalisation scale (Gordon et al. 2018, who count a channel as alive or not).
 import math
 from collections import Counter
 from collections.abc import Sequence
+
+from torch import Tensor
 
 from bpl.budget import COSTS
 from bpl.channels import ChannelGraph, Channels
@@ -45,7 +48,7 @@ class ChannelCost:
             raise ValueError(f"{next(iter(blocks))!r} has a partner: channels are counted in the fused network")
         self.sizes = [channels.size for channels in sets]
         self.full = count_macs(graph.model, image_size) if cost == "macs" else count_params(graph.model)
-        self._terms = _terms(graph, sets, _pixels(graph, image_size) if cost == "macs" else None)
+        self._terms = _terms(graph, sets, _uses(graph, image_size) if cost == "macs" else None)
         self._constant = 0
         self._constant = self.full - int(self.total(self.sizes))  # layers that no set touches
 
@@ -67,13 +70,13 @@ class ChannelCost:
         return [whole - self.total([n - (s == t) for t, n in enumerate(widths)]) for s in range(len(widths))]
 
 
-def _terms(graph: ChannelGraph, sets: Sequence[Channels], pixels: dict[str, int] | None) -> dict[tuple[int, ...], int]:
+def _terms(graph: ChannelGraph, sets: Sequence[Channels], uses: dict[str, int] | None) -> dict[tuple[int, ...], int]:
     """The coefficients of the polynomial: indices of one or two sets -> coefficient.
 
     Args:
         graph: the channel analysis.
         sets: the sets that may lose channels.
-        pixels: conv name -> pixels of its output map, to count multiply-accumulates; None to count parameters.
+        uses: as `_uses` counts them, for multiply-accumulates; None to count parameters.
     """
     produced = {name: s for s, channels in enumerate(sets) for name in channels.convs}
     read = {name: (s, features) for s, channels in enumerate(sets) for name, features in channels.readers}
@@ -81,7 +84,7 @@ def _terms(graph: ChannelGraph, sets: Sequence[Channels], pixels: dict[str, int]
     for name in produced | read:
         layer = graph.model.get_submodule(name)
         outputs, inputs, *kernel = layer.weight.shape  # a depthwise convolution has 1 input, and reads no set
-        coefficient = math.prod(kernel) * (1 if pixels is None else pixels.get(name, 1))
+        coefficient = math.prod(kernel) * (1 if uses is None else uses[name])
         term: list[int] = []
         if name in produced:
             term.append(produced[name])
@@ -94,22 +97,27 @@ def _terms(graph: ChannelGraph, sets: Sequence[Channels], pixels: dict[str, int]
         else:
             coefficient *= inputs
         terms[tuple(sorted(term))] += coefficient
-        if pixels is None and name in produced and layer.bias is not None:
+        if uses is None and name in produced and layer.bias is not None:
             terms[(produced[name],)] += 1
-    for s, channels in enumerate(sets if pixels is None else []):
+    for s, channels in enumerate(sets if uses is None else []):
         norms = [graph.model.get_submodule(name) for name in channels.norms]
         terms[(s,)] += sum(value is not None for norm in norms for value in (norm.weight, norm.bias))  # gamma, beta
     return dict(terms)
 
 
-def _pixels(graph: ChannelGraph, image_size: int) -> dict[str, int]:
-    """Conv name -> number of pixels of its output map, from a pass in evaluation mode on the meta device."""
+def _uses(graph: ChannelGraph, image_size: int) -> Counter[str]:
+    """Layer name -> how often one image uses each of its weights, from a pass in evaluation mode on the meta device.
+
+    A convolution uses them once for every pixel of its output map, a linear layer once; what only training uses, never.
+    """
     shapes = on_meta(graph.model)
     channels = image_channels(shapes, image_size)
-    pixels = dict.fromkeys(graph.sites, 0)  # those that only training uses cost nothing
-    for name in graph.sites:
-        shapes.get_submodule(name).register_forward_hook(
-            lambda _module, _inputs, output, name=name: pixels.__setitem__(name, output.shape[2:].numel())
-        )
+    uses: Counter[str] = Counter()
+
+    def count(name: str, output: Tensor) -> None:
+        uses[name] += output.shape[2:].numel()  # of (1, N, H, W) or (1, N)
+
+    for name in {*graph.sites, *(name for channels in graph.sets for name, _ in channels.readers)}:
+        shapes.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: count(name, output))
     pass_shapes(shapes, channels, image_size)
-    return pixels
+    return uses

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from bpl.channels import ChannelGraph
 from bpl.channels.operations import ACTIVATION_CALLS, ACTIVATION_MODULES
+from bpl.partner_conv import NORMS
 
 Statistic = Callable[[Tensor], Tensor]  # maps (B, N, H, W) -> its sum over the images, the first dimension being N
 
@@ -123,7 +124,7 @@ def _output_node(conv: fx.Node, modules: dict[str, nn.Module]) -> fx.Node:
         module = modules[follower.target] if follower.op == "call_module" else None
         if isinstance(module, ACTIVATION_MODULES) or (module is None and follower.target in ACTIVATION_CALLS):
             return follower
-        if not isinstance(module, nn.BatchNorm2d | nn.Identity):  # an Identity stands behind a block with a partner
+        if not isinstance(module, (*NORMS, nn.Identity)):  # an Identity stands behind a block with a partner
             break
         node = follower
     return node

@@ -18,7 +18,7 @@ from bpl.machine.atomic import folder_held, write_atomic
 from bpl.names import is_plain
 from bpl.paths import results_folder
 from bpl.records import Record, RecordError, dataset_folder, iterate_records, parse_record
-from bpl.shown import shown
+from bpl.shown import flat, shown
 
 LARGEST_RECORD = 16 << 20  # bytes; a record of 300 epochs has some 50,000
 LARGEST_BUNDLE = 1 << 30  # bytes of all records of a bundle, which are in memory together
@@ -149,8 +149,7 @@ def _read(bundle: Path) -> dict[str, bytes]:
     except (BundleError, RecordError) as error:
         raise BundleError(str(error)) from error
     except Exception as error:  # zipfile raises BadZipFile, zlib.error, RuntimeError, ... on damaged files
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise BundleError(f"bundle {bundle} cannot be read: {reason}") from error
+        raise BundleError(f"bundle {bundle} cannot be read: {flat(error)}") from error
     return found
 
 

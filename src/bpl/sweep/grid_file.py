@@ -12,6 +12,8 @@ from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any
 
+from bpl.shown import flat
+
 LARGEST = 1 << 20  # characters of a file
 MOST_VALUES = 200_000  # of a file, aliases written out
 
@@ -44,8 +46,7 @@ def read_grid_file(path: Path) -> list[Any]:
     except ModuleNotFoundError as error:
         raise GridError(f"grid {path} cannot be read without the package pyyaml: install it, or give JSON") from error
     except Exception as error:  # of the file, of the text, of JSON, of YAML: none is the user's business in detail
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise GridError(f"grid {path} cannot be read: {reason}") from error
+        raise GridError(f"grid {path} cannot be read: {flat(error, 300)}") from error
 
 
 _WORDS = {  # of YAML 1.2's core schema: tag -> what is read as it, and what that may start with
