@@ -13,6 +13,7 @@ from bpl.report.numbers import points
 from bpl.report.search import LAST, on_validation
 from bpl.report.sentences import _ranked
 from bpl.report.statistics import Difference
+from bpl.report.training_pace import Reached
 from bpl.sweep import load_grid
 
 TEST = 44.44  # of every run: it must not be shown where the validation part decides
@@ -118,10 +119,10 @@ def test_epochs_to_reach_are_counted_where_the_mean_of_five_epochs_is_there(save
     curve = [0, 90, 0, 0, 0, 59, 60, 61, 62, 63, 10, 10]  # a single high epoch is not enough, a later fall no matter
     fast = [save([v + s for v in curve], method="oed", seed=s, epochs=12) for s in range(2)]
     one, other = report.recorded(fast)[0], report.recorded(slow)[0]
-    assert report.epochs_to_reach(one, other) == (10, pytest.approx(60.5), 2)
-    assert report.epochs_to_reach(other, other)[0] == 10
+    assert report.epochs_to_reach(one, other) == Reached(10, pytest.approx(60.5), pytest.approx(61.5), 2)
+    assert report.epochs_to_reach(other, other).epoch == 10
     never = report.recorded([save([1.0] * 9, method="kd", epochs=9)])[0]
-    assert report.epochs_to_reach(never, other) == (None, 60.0, 1)
+    assert report.epochs_to_reach(never, other) == Reached(None, 60.0, pytest.approx(1.0), 1)
     far = report.recorded([save([99.0] * 9, method="kd", seed=7)])[0]
     assert report.epochs_to_reach(far, other) is None
 
@@ -131,11 +132,12 @@ def test_the_sentence_on_pace_has_epochs_accuracy_seeds_and_price(save):
     fast = report.recorded([save([60.0] * 5 + [70.0] * 5, method="oed", epochs=90)])[0]
     said = repr(report.pace(fast, slow, ("Fast", "Slow")))
     assert said.startswith(
-        "Fast reaches after 5 epochs what Slow has after all 60 (60.00 % on the validation part, n = 1)."
+        "On the validation part, averaged over 5 epochs (n = 1), Fast reaches what Slow has after all 60 (60.00 %) "
+        "after 5 epochs."
     )
     assert "takes 1.50 times" in said
     assert repr(report.pace(slow, fast, ("Slow", "Fast"))).startswith(
-        "In the mean of these seeds Slow stays below what Fast has"
+        "On the validation part, averaged over 5 epochs (n = 1), Slow comes to 60.00 % and does not reach what Fast"
     )
     assert repr(report.pace(fast, None, ("Fast", "Slow"))) == (
         "Fast and Slow are not recorded at the same seeds with a validation part yet."
@@ -162,7 +164,8 @@ def test_methods_are_held_against_the_network_from_scratch_of_more_epochs_too(sa
     undecided = "- undecided, the interval includes 0: "
     assert first.startswith(
         "When all methods of one reduction are tested at once: OED (−78.00 %) ahead of the narrow network from "
-        "scratch, none behind it; none ahead of that network trained for longer, Plain KD (−78.00 %) behind it.\n"
+        "scratch, none shown behind it; none shown ahead of that network trained for longer, Plain KD (−78.00 %) "
+        "behind it.\n"
     )
     assert f"- better: OED ({points(gain)})\n" in first and f"{undecided}Plain KD" in first and "L1 norm" in first
     assert "trained for 120 epochs, at 75.67\xa0±\xa01.0\xa0%" in longer and "over n = 3 seeds" in longer

@@ -177,12 +177,12 @@ def _left(values: list[tuple[Row, Difference | None]], reduction: str) -> list[_
 
 
 def _named(found: list[_Left], sign: int) -> str:
-    """Those of one sign with their reductions; "none" where there is no such row."""
+    """Those of one sign with their reductions; "none shown" where there is no such row."""
     where: dict[str, list[str]] = {}
     for label, reduction, mean in found:
         if mean * sign > 0:
             where.setdefault(label, []).append(f"{reduction} %")
-    return ", ".join(f"{label} ({', '.join(reductions)})" for label, reductions in where.items()) or "none"
+    return ", ".join(f"{label} ({', '.join(reductions)})" for label, reductions in where.items()) or "none shown"
 
 
 def _ranked(values: list[tuple[Row, Difference | None]]) -> str:
