@@ -340,6 +340,27 @@ def test_data_lists_every_data_set_and_where_its_images_are(bpl, tmp_path, monke
     assert str(place.parent) in lines["ucm"]
     assert "not found" in lines["rsd46"]
     assert "drawn" in lines["synthetic"]
+    monkeypatch.setenv("BPL_DATA", str(tmp_path / "elsewhere"))
+    assert f"{place.parent}\n" in bpl("data", "--root", tmp_path / "root")[1]
+
+
+def test_data_does_one_thing_at_a_time(bpl, tmp_path):
+    code, _, err = bpl("data", "--download", "ucm", "--pack", "aid", "--to", tmp_path / "aid.zip")
+    assert (code, is_one_sentence(err)) == (2, True) and "--download ucm and --pack aid: one at a time" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--jobs", "0"), "jobs is 0: it must be a whole number of at least 1"),
+        (("--time-budget", "xyz"), "time budget is 'xyz'"),
+        (("--compile", "zzz"), "'zzz'"),
+    ],
+)
+def test_an_estimate_does_not_pass_over_other_bad_words(bpl, tmp_path, words, said):
+    (tmp_path / "grid.yaml").write_text("- {dataset: synthetic, method: dense}\n")
+    code, out, err = bpl("sweep", tmp_path / "grid.yaml", "--estimate", *words)
+    assert (code, out, is_one_sentence(err)) == (2, "", True) and said in err
 
 
 def test_data_refuses_a_download_that_does_not_exist(bpl, tmp_path):

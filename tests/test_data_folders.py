@@ -16,6 +16,7 @@ from bpl.data import cache as cache_module
 from bpl.data.folders import DECODED_SUFFIXES, FORMATS, MAX_PIXELS, SUFFIXES, decode, list_images
 from bpl.machine import atomic
 from bpl.machine.atomic import check_target, write_atomic, write_together
+from bpl.records import record_path
 from bpl.train import train
 
 
@@ -96,6 +97,35 @@ def test_links_that_lead_nowhere_are_counted_aloud(tmp_path, capsys):
     (tree / "z").symlink_to(tmp_path / "gone")  # a whole class
     load_images(str(tree), 8)
     assert "2 links that lead nowhere. " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [".hidden", "two\nlines", "back\\slash"])
+def test_a_folder_whose_name_no_records_could_have_is_refused(tmp_path, name):
+    tree = make_tree(tmp_path / name)
+    with pytest.raises(DataError, match="the folder of the images is called .*must not begin with a dot"):
+        load_images(str(tree), 8)
+
+
+def test_a_folder_named_like_a_known_set_is_not_taken_for_it(tmp_path):
+    tree = make_tree(tmp_path / "ucm")
+    assert load_images(str(tree), 8).name == load_images(str(tree), 8, "synthetic").name == "ucm-folder"
+    assert record_path(RunConfig(str(tree), "dense"), "real", tmp_path).parent.name == "ucm-folder"
+
+
+def test_images_one_folder_too_deep_are_not_passed_over(tmp_path):
+    make_tree(tmp_path / "RSD46-WHU" / "train")
+    for data in ("auto", str(tmp_path)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("BPL_DATA", str(tmp_path))
+            with pytest.raises(DataError, match="RSD46-WHU' holds the images of 'rsd46' one folder too deep"):
+                load_images("rsd46", 8, data)
+
+
+def test_what_a_set_without_known_classes_passes_over_is_said_too(tmp_path, capsys):
+    tree = make_tree(tmp_path / "RSD46-WHU")
+    (tree / "a" / "a00.png").rename(tree / "a" / "a00.bmp")
+    load_images("rsd46", 8, str(tmp_path), progress=False)
+    assert "1 image of other suffixes (.bmp)" in capsys.readouterr().err
 
 
 def test_two_folders_of_one_name_and_equal_times_are_not_one_set(tmp_path):

@@ -173,6 +173,41 @@ def test_published_splits_are_read_and_absent_files_skipped(tmp_path):
     assert parts_of(make_split(images, "aitlas", 1)) == parts_of(split)
 
 
+WHOLE = CARDS["ucm"].classes
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda file: file.write_bytes(b"\xff\xfe" + file.read_bytes()), "ucmerced_val.csv' is no text in UTF-8"),
+        (
+            lambda file: file.write_text(file.read_text().replace(",", ";")),
+            "val.csv' names '', which is not among the 2100",
+        ),
+        (lambda file: file.write_text(file.read_text().upper()), "names 'AGRICULTURAL/AGRICULTURAL70', which is not"),
+        (lambda file: file.write_text(""), "names none of the images of 'ucm'"),
+        (
+            lambda file: file.write_text(file.read_text() + "beach/beach00.tif,beach\n"),
+            "'beach/beach00', which is in the train",
+        ),
+    ],
+)
+def test_a_damaged_published_split_is_refused(tmp_path, change, said):
+    images = make_set("ucm", per_class=100, classes=WHOLE, root=tmp_path)
+    files = {suffix: [f"{c}/{c}{i:02d}.tif" for c in WHOLE for i in part] for suffix, part in (
+        ("train", range(70)), ("val", range(70, 80)), ("test", range(80, 100)),
+    )}  # fmt: skip
+    write_aitlas(tmp_path, "ucmerced", **files)
+    whole = make_split(images, "aitlas", 0)
+    folder = tmp_path / "splits" / "aitlas"
+    test = folder / "ucmerced_test.csv"
+    test.write_bytes(b"\xef\xbb\xbf" + test.read_bytes())  # as a spreadsheet saves it
+    assert make_split(images, "aitlas", 0).digest == whole.digest
+    change(folder / "ucmerced_val.csv")
+    with pytest.raises(DataError, match=said):
+        make_split(images, "aitlas", 0)
+
+
 def test_twins_torn_apart_by_a_published_split_do_not_leak(tmp_path):
     images = make_set("ucm", per_class=4, classes=CARDS["ucm"].classes, root=tmp_path)
     rest = [file for file in images.files if not file.startswith("airplane/airplane0")]

@@ -387,11 +387,24 @@ BAD = {
         "lacks a number of its table row: accuracy",
     ),
     "null for test accuracy": (_inner("accuracy", "test", None), "accuracy.test"),
-    "a word for an accuracy": (_inner("accuracy", "validation", "x"), "accuracy.validation 'x': it must be a finite"),
+    "a word for an accuracy": (
+        _inner("accuracy", "validation", "x"),
+        "accuracy.validation 'x': it must be a percentage",
+    ),
     "no name of the images": (lambda values: values["data"].pop("name"), "has data.name None: it must be a text"),
     "no digest": (lambda values: values["data"].pop("split_digest"), "has data.split_digest None"),
     "no comparison": (lambda values: values["equivalence"].clear(), "row: equivalence.relative_error"),
     "no cost": (lambda values: values["cost"].pop("macs"), "lacks a number of its table row: cost.macs"),
+    "more than all": (_inner("accuracy", "test", 900.0), "accuracy.test 900.0: it must be a percentage"),
+    "a time before the start": (_with(seconds=-1.0), "seconds -1.0: it must be at least 0"),
+    "images of no kind": (_inner("data", "source", "zzz"), "data.source 'zzz': it must be real or synthetic"),
+    "a config without a run": (_with(config={}), "config.dataset None: it must be a text"),
+    "a list for a data set": (_inner("config", "dataset", ["a"]), "config.dataset ['a']: it must be a text"),
+    "a word for a ratio": (_inner("config", "ratio", "x"), "config.ratio 'x': it must be a finite number"),
+    "another ratio": (
+        _inner("config", "ratio", 0.9),
+        "it must be that of the run of its config, bpl-resnet18-r0.90-s0-...",
+    ),
     "nothing to divide by": (_inner("cost", "dense_macs", 0), "cost.dense_macs 0: it must be greater than 0"),
     "latency of no kind": (_inner("cost", "latency", [1]), "cost.latency.median_ms"),
     "too large a number": (_inner("cost", "macs", 10**400), "cost.macs"),
@@ -401,7 +414,7 @@ BAD = {
     "no source": (lambda values: values["data"].pop("source"), "data.source None"),
     "a number for a curve": (_inner("curves", "loss", 3), "curves.loss 3"),
     "a list for a name": (_with(name=[1]), "name [1]"),
-    "another run's name": (_with(name="other"), "is of the run 'other'"),
+    "another run's name": (_with(name="other"), "name 'other': it must be that of the run of its config"),
 }
 
 
@@ -438,6 +451,15 @@ def test_a_record_without_a_number_of_its_table_row_is_refused_by_name(tmp_path)
 
 def test_every_committed_record_can_be_read():
     assert len(list(iterate_records(Path(__file__).parents[1] / "data" / "results"))) > 100
+
+
+@pytest.mark.parametrize("name", ["._one.json", ".hidden/one.json"])
+def test_what_a_system_leaves_beside_records_is_none(folder, name):
+    before = len(load_records(folder))
+    left = folder / "ucm" / name if "/" not in name else folder / name
+    left.parent.mkdir(exist_ok=True)
+    left.write_bytes(b"\x00\x05\x16\x07\xff")
+    assert len(load_records(folder)) == before
 
 
 def test_a_missing_record_is_named(tmp_path):

@@ -32,6 +32,7 @@ import bpl.train as train_module
 from bpl.config import RunConfig
 from bpl.data import load_images
 from bpl.export import load_model
+from bpl.machine import exit_codes
 from bpl.machine.checkpoint import load_checkpoint
 from bpl.machine.ending import Stopped
 from bpl.machine.run_lock import only_here
@@ -202,10 +203,17 @@ def four(tree):
     return [small(tree, method, seed=seed) for seed in (0, 1) for method in ("dense", "bpl")]
 
 
+@pytest.mark.parametrize("code", [-signal.SIGTERM, exit_codes.TERMINATED])
+def test_a_process_that_was_asked_to_end_before_it_could_answer_is_left_and_not_failed(four, pretend, code):
+    pretend.outcome = {config: ProcessDied(code) for config in four}.get
+    result = sweep(four, jobs=2)
+    assert result.left == four and not result.failed
+
+
 def test_every_outcome_is_counted_and_said(four, pretend, capsys):
     outcomes = {
         four[0]: Outcome("busy", "it is under way"),
-        four[1]: ProcessDied("its process was ended by SIGKILL"),
+        four[1]: ProcessDied(-signal.SIGKILL),
         four[2]: Outcome("stopped", "the time budget is over"),
         four[3]: Outcome("ran", "61.90", 2.0),
     }

@@ -91,6 +91,20 @@ def test_seeds_differ_in_every_epoch_and_for_every_purpose():
 
 
 # -- resuming (kills: tests/faults) -----------------------------------------------------------------------------------
+def test_a_run_that_goes_on_with_another_version_of_the_library_says_so_and_names_both(
+    tree, tmp_path, monkeypatch, capsys
+):
+    config, checkpoint = small(tree, "dense", epochs=2), tmp_path / "run" / "checkpoint.pt"
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "source_digest", lambda: "older")
+        with pytest.raises(Stopped):
+            trained(config, checkpoint=checkpoint, watch=lambda *_: True)
+    assert "another version" not in capsys.readouterr().err
+    out = trained(config, checkpoint=checkpoint)
+    assert "begun with another version of the library" in capsys.readouterr().err
+    assert out.sources == ["older", train_module.source_digest()]
+
+
 def test_a_run_that_was_killed_after_its_last_epoch_only_has_to_be_measured(tree, tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["bpl.train"], "CHECKPOINT_SECONDS", -1.0)
     config = small(tree, "bpl")

@@ -360,7 +360,7 @@ class RunConfig:
 
     def run_name(self, source: str) -> str:
         """File name of the run's record without its ending, such as ``bpl-resnet18-r0.70-s0-1a2b3c4d``."""
-        return f"{self.method}-{self.arch}-r{self.ratio:.2f}-s{self.seed}-{self.identity(source)}"
+        return f"{readable_name(self.method, self.arch, self.ratio, self.seed)}-{self.identity(source)}"
 
     def command(self) -> str:
         """The command that makes this run: what differs from the tier's and method's defaults."""
@@ -381,11 +381,19 @@ class RunConfig:
         return " ".join(words)
 
 
+def readable_name(method: str, arch: str, ratio: float, seed: int) -> str:
+    """The part of a run's name that says something to a reader."""
+    return f"{method}-{arch}-r{ratio:.2f}-s{seed}"
+
+
 def _data_set(name: str) -> str:
     """A data set's name, or its folder in one spelling, so that ``images/``, ``./images`` and ``images`` are one."""
     if name in ("", *CARDS):
         return name
-    plain = os.path.normpath(os.path.expanduser(name))
+    plain = os.path.normpath(whole := os.path.expanduser(name))
+    if ".." in Path(whole).parts:  # what lies above a link is not what is written before it
+        real = os.path.realpath(whole)
+        plain = real if os.path.isabs(whole) else os.path.relpath(real)
     return os.path.join(".", plain) if plain in CARDS else plain  # a folder ./ucm is not the data set ucm
 
 

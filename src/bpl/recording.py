@@ -64,7 +64,9 @@ def make_record(config: RunConfig, images: ImageSet, split: Split, trained: Trai
         },
         equivalence=equivalence(trained.network, logits["test"], images, split.test),
         widths=widths_of(small),
-        environment=_environment(images.images.device) | {"runs_beside_each_other": beside},
+        environment=_environment(images.images.device)
+        | {"runs_beside_each_other": beside}
+        | ({"trained_by": trained.sources} if len(trained.sources) > 1 else {}),
         seconds=round(trained.seconds, 2),
     )
 

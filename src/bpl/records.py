@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bpl.config import RunConfig
+from bpl.config import RunConfig, readable_name
 from bpl.data import CARDS
+from bpl.data.catalog import name_of_folder
 from bpl.machine.atomic import write_atomic
 from bpl.paths import results_folder
 from bpl.shown import shown
@@ -97,7 +98,7 @@ def record_path(config: RunConfig, source: str, folder: Path | None = None) -> P
         source: "real" or "synthetic"; drawn scenes that stand in for a data set have a folder of their own.
         folder: the results folder; None for the checkout's.
     """
-    dataset = config.dataset if config.dataset in CARDS else Path(config.dataset).resolve().name  # "." has one too
+    dataset = config.dataset if config.dataset in CARDS else name_of_folder(config.dataset)
     return (folder or results_folder()) / dataset_folder(dataset, source) / f"{config.run_name(source)}.json"
 
 
@@ -197,9 +198,21 @@ def _check_values(values: dict[str, Any], where: str) -> None:
 
     if not isinstance(values["name"], str):
         refuse("name", values["name"], "a text")
+    config = values["config"]
+    for key in ("dataset", "method", "arch", "split"):
+        if not isinstance(text := config.get(key), str):
+            refuse(f"config.{key}", text, "a text")
+    for key in ("ratio", "seed"):
+        if not _is_finite(number := config.get(key)):
+            refuse(f"config.{key}", number, "a finite number")
+    begins = readable_name(config["method"], config["arch"], config["ratio"], config["seed"])
+    if not values["name"].startswith(f"{begins}-"):
+        refuse("name", values["name"], f"that of the run of its config, {begins}-...")
     for key in ("source", "name", "digest", "split_digest"):
         if not isinstance(text := values["data"].get(key), str):
             refuse(f"data.{key}", text, "a text")
+    if values["data"]["source"] not in ("real", "synthetic"):
+        refuse("data.source", values["data"]["source"], "real or synthetic")
     for keys in _NUMBERS:
         value: Any = values
         for key in keys:
@@ -212,8 +225,11 @@ def _check_values(values: dict[str, Any], where: str) -> None:
         if values["cost"][key] <= 0:
             refuse(f"cost.{key}", values["cost"][key], "greater than 0")
     for rule, value in values["accuracy"].items():
-        if value is not None and not _is_finite(value):
-            refuse(f"accuracy.{rule}", value, "a finite number")
+        most = math.inf if rule.endswith("_epoch") else 100
+        if value is not None and not (_is_finite(value) and 0 <= value <= most):
+            refuse(f"accuracy.{rule}", value, "a finite number" if most == math.inf else "a percentage")
+    if values["seconds"] < 0:
+        refuse("seconds", values["seconds"], "at least 0")
     for name, curve in values["curves"].items():
         if not isinstance(curve, list):
             refuse(f"curves.{name}", curve, "a list")
@@ -261,7 +277,8 @@ def check_images(record: Record, path: Path, digest: str, images: int) -> None:
 def iterate_records(folder: Path | None = None) -> Iterator[tuple[Path, Record]]:
     """All records below a results folder, in the order of their paths."""
     for path in sorted((folder or results_folder()).glob("*/*.json")):
-        yield path, load_record(path)
+        if not (path.name.startswith(".") or path.parent.name.startswith(".")):  # what systems leave beside files
+            yield path, load_record(path)
 
 
 def load_records(folder: str | Path | None = None, **where: Any) -> "pandas.DataFrame":

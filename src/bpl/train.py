@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from bpl.config import RunConfig
 from bpl.data import ImageSet, Share, Split, augment, batches, load_images, make_split, normalise
+from bpl.data.cache import say
 from bpl.data.streamed import death_said
 from bpl.machine import processes
 from bpl.machine.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
@@ -31,6 +32,7 @@ from bpl.methods import REGISTRY, Batch, Material, Method, Training
 from bpl.methods.sharing import check_shared
 from bpl.models import build_model
 from bpl.pretrain import transfer
+from bpl.records import source_digest
 from bpl.schedule import SCHEDULES, steps_an_epoch
 
 CHECKPOINT_SECONDS = 20.0  # between two checkpoints: this much work is lost to a kill
@@ -50,6 +52,8 @@ class Trained:
         training_macs: multiply-accumulates of all training steps (forward and backward, 3 x forward), with those of the
             dense network where the method needs one trained.
         seconds: wall time of the training, without evaluation, checkpoints and the training of that dense network.
+        sources: digests of the library's source that trained it, in order; several where a run went on with another
+            version of the library.
     """
 
     network: nn.Module
@@ -58,6 +62,7 @@ class Trained:
     curves: dict[str, list[float]] = field(default_factory=dict)
     training_macs: int = 0
     seconds: float = 0.0
+    sources: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -200,6 +205,14 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         training.epoch, out.curves = state["epoch"], state["curves"]
         out.training_macs, out.seconds = state["training_macs"], state["seconds"]
+        out.sources = state.get("sources", [])  # checkpoints of older versions do not say
+    if source_digest() not in out.sources:
+        if out.sources and processes.rank() == 0:
+            say(
+                f"{config.run_name(images.source)} was begun with another version of the library; it goes on with this "
+                "one, and its record names both (--repeat makes it anew)."
+            )
+        out.sources.append(source_digest())
 
     last_save, pause = time.monotonic(), CHECKPOINT_SECONDS
     module, counted, macs = None, None, 0
@@ -369,6 +382,7 @@ def _save(
         "curves": out.curves,
         "training_macs": out.training_macs,
         "seconds": out.seconds,
+        "sources": out.sources,
     }
     save_checkpoint(path, state)
 

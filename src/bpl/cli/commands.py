@@ -18,6 +18,7 @@ from bpl.config import RunConfig
 from bpl.machine import exit_codes
 from bpl.machine.ending import Stopped, on_sigterm
 from bpl.machine.processes import rank
+from bpl.shown import check_whole
 
 # The fields of RunConfig without its checks: the words are only read here, and the config itself says what is wrong
 # with a value.
@@ -124,6 +125,11 @@ class SweepGrid:
         from bpl.sweep.durations import in_words
 
         asked = {name: value for name in ("chip", "price") if (value := getattr(self, name)) is not None}
+        budget = None if self.time_budget is None else seconds_of(self.time_budget)
+        check_whole("jobs", self.jobs, 1)
+        configs = load_grid(self.grid)
+        if self.compile is not None:
+            configs = [dataclasses.replace(config, compile=self.compile) for config in configs]
         if self.estimate:
             from bpl.sweep.estimate import estimate
 
@@ -131,10 +137,6 @@ class SweepGrid:
             return 0
         for name, value in asked.items():  # whoever asks for a price does not ask for the runs
             raise ValueError(f"--{name} is {value}: it is allowed with --estimate only")
-        budget = None if self.time_budget is None else seconds_of(self.time_budget)
-        configs = load_grid(self.grid)
-        if self.compile is not None:
-            configs = [dataclasses.replace(config, compile=self.compile) for config in configs]
         done = sweep(
             configs,
             folder=self.out,
@@ -185,7 +187,7 @@ class Data:
     download: str | None = None
     """Name of a data set to download into --root."""
     root: Path | None = None
-    """Folder to download into; where images are looked for first (BPL_DATA, or data of the checkout) if not given."""
+    """Folder to look in, and to download into; BPL_DATA, or data of the checkout, where not given."""
     pack: str | None = None
     """Name of a data set to write into the file --to: one file that is a data root itself."""
     to: Path | None = None
@@ -197,14 +199,16 @@ class Data:
 
         if (self.pack is None) != (self.to is None):
             raise ValueError("--pack NAME and --to FILE.zip go together")
+        if self.pack is not None and self.download is not None:
+            raise ValueError(f"--download {self.download} and --pack {self.pack}: one at a time")
         if self.pack is not None:
             print(pack_images(self.pack, self.to))
             return 0
         if self.download is not None:
-            print(download(self.download, self.root or roots()[0]))
+            print(download(self.download, roots(self.root)[0]))
             return 0
         for card in CARDS.values():
-            found = find_folder(card, roots()) if card.folders else None
+            found = find_folder(card, roots(self.root)) if card.folders else None
             where = "drawn on demand" if not card.folders else str(found[1]) if found else "not found"
             note = f" ({card.note})" if card.note else ""
             print(f"{card.name:10} {card.title}{note}: {where}")

@@ -6,6 +6,7 @@ damaged file is never trained on. A cache that cannot be read or written costs t
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -102,3 +103,9 @@ def entry(name: str, key: str) -> Path:
 def say(sentence: str) -> None:
     """Tell the user a sentence on stderr; not a Python warning, which a strict caller would turn into an error."""
     print(f"bpl: {sentence}", file=sys.stderr)
+
+
+@functools.cache
+def say_once(sentence: str) -> None:
+    """Say a sentence the first time only that this process has it to say."""
+    say(sentence)

@@ -4,6 +4,9 @@ A fact that could not be checked is absent (``None`` or empty) instead of guesse
 """
 
 from dataclasses import dataclass
+from pathlib import Path
+
+from bpl.names import is_plain
 
 LARGEST_IMAGE = 1024  # pixels of height and width, in training and where images are classified
 
@@ -212,3 +215,24 @@ _ALL_CARDS = (
 )
 
 CARDS: dict[str, Card] = {card.name: card for card in _ALL_CARDS}
+
+
+def name_of_folder(folder: str | Path) -> str:
+    """What images of one's own are called: their folder's name, told apart from those of the known data sets.
+
+    Args:
+        folder: The folder that holds one folder of images per class.
+
+    Returns:
+        The name in messages, in records and of the folder of their records.
+
+    Raises:
+        DataError: A name that no record's place could have: hidden, or not one line of text.
+    """
+    name = Path(folder).expanduser().resolve().name
+    if not is_plain(name) or name.startswith(".") or "\\" in name:
+        raise DataError(
+            f"the folder of the images is called {name!r}; records lie in a folder of that name, so it must be one "
+            "line of text without a backslash, and must not begin with a dot."
+        )
+    return f"{name}-folder" if name in CARDS else name

@@ -116,6 +116,22 @@ def find_folder(card: Card, candidates: Sequence[Path]) -> tuple[Path, Traversab
     return None
 
 
+def too_deep(card: Card, candidates: Sequence[Path]) -> Traversable | None:
+    """A folder of a data set whose images lie one folder deeper than those of class folders, as in train/class/image.
+
+    Args:
+        card: The data set, which `find_folder` has not found.
+        candidates: As of `find_folder`.
+    """
+    for root in candidates:
+        for relative in card.folders:
+            folder = open_root(root) / relative
+            for name in _subfolders(folder):
+                if any(_images(folder / name / deeper) for deeper in _subfolders(folder / name)):
+                    return folder
+    return None
+
+
 def list_images(folder: Traversable, classes: Sequence[str] | None = None) -> Listing:
     """List the images of a class-folder tree in an order that no file system changes.
 

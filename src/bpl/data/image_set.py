@@ -12,7 +12,7 @@ import PIL
 import torch
 
 from bpl.data import cache, folders
-from bpl.data.catalog import CARDS, LARGEST_IMAGE, Card, DataError
+from bpl.data.catalog import CARDS, LARGEST_IMAGE, Card, DataError, name_of_folder
 from bpl.data.memory_limit import VARIABLE, in_bytes, memory_limit
 from bpl.data.rows import stream
 from bpl.data.statistics import channel_statistics
@@ -88,10 +88,10 @@ def load_images(dataset: str, image_size: int, data: str | Path = "auto", progre
     if dataset == "synthetic" and data == "real":
         raise DataError("data is 'real', but the data set 'synthetic' is drawn: allowed for it are auto and synthetic.")
     if dataset == "synthetic" or data == "synthetic":
-        return _load_synthetic(dataset if card else Path(dataset).expanduser().resolve().name, image_size)
+        return _load_synthetic(dataset if card else name_of_folder(dataset), image_size)
     if card is None:
         folder = Path(dataset).expanduser().resolve()
-        return _load_real(folder.name, folder, folder, None, image_size, progress)
+        return _load_real(name_of_folder(folder), folder, folder, None, image_size, progress)
     found = find_real(card, data)
     if found is not None:
         return _load_real(card.name, *found, card, image_size, progress)
@@ -123,6 +123,10 @@ def find_real(card: Card, data: str | Path) -> tuple[Path, Traversable] | None:
             f"data is {str(data)!r}; allowed are auto, real, synthetic, or an existing folder or packed .zip file."
         )
     found = folders.find_folder(card, candidates)
+    if found is None and (deep := folders.too_deep(card, candidates)) is not None:
+        raise DataError(
+            f"'{deep}' holds the images of '{card.name}' one folder too deep; expected is that folder/class/image."
+        )
     if found is None and data != "auto":
         looked = ", ".join(f"'{root}'" for root in candidates)
         raise DataError(
@@ -162,9 +166,9 @@ def _load_real(
 ) -> ImageSet:
     """List, decode or take from the cache."""
     listing = list_known(card, folder) if card else folders.list_images(folder)
-    if card is None and progress and (others := folders.passed_over(listing)):
+    if (card is None or card.classes is None) and (others := folders.passed_over(listing)):
         allowed = ", ".join(sorted(folders.SUFFIXES))
-        cache.say(f"passed over in the class folders of '{folder}': {others}. {allowed} files are taken.")
+        cache.say_once(f"passed over in the class folders of '{folder}': {others}. {allowed} files are taken.")
     key = cache.cache_key(files=listing.files, stamps=listing.stamps, image_size=image_size)
     shape = (len(listing.files), 3, image_size, image_size)
     known = None if card is None or card.mean is None or card.std is None else (card.mean, card.std)

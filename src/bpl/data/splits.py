@@ -26,6 +26,7 @@ PARTS = ("train", "validation", "test")
 _SHARES = {"paper": (0, 20), "protocol": (10, 20)}
 
 _AITLAS_STEMS = {"ucm": "ucmerced", "aid": "aid", "nwpu": "resisc45", "nwpu-21": "resisc45", "nwpu-45": "resisc45"}
+_SHARES_OF_SETS = ("nwpu-21", "nwpu-45")  # which hold some of the images that the files name
 AITLAS_FOLDER = "splits/aitlas"
 _AITLAS_PARTS = {"train": "train", "validation": "val", "test": "test"}
 
@@ -129,7 +130,7 @@ def read_split(path: str | Path, image_set: ImageSet) -> Split:
     names = set(image_set.files)
     name_of = {_stem(name): name for name in image_set.files}
     part_of: dict[str, str] = {}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_lines(Path(path)), start=1):
         file, _, part = line.rpartition(",")  # a file name may contain a comma, a part cannot
         if part not in PARTS:
             raise DataError(
@@ -169,7 +170,7 @@ def _groups_by_class(image_set: ImageSet) -> dict[str, list[tuple[str, ...]]]:
 
 
 def _aitlas(image_set: ImageSet) -> Split:
-    """The AiTLAS Benchmark Arena's split. Lines whose files are absent (a share of the set) are skipped."""
+    """The AiTLAS Benchmark Arena's split. Of a share of the set, lines whose images are not in it are skipped."""
     if image_set.name not in _AITLAS_STEMS or image_set.source != "real":
         raise DataError(
             f"there is no 'aitlas' split of the {image_set.source} set '{image_set.name}'; "
@@ -179,14 +180,30 @@ def _aitlas(image_set: ImageSet) -> Split:
     if not files:
         looked = ", ".join(f"'{root / AITLAS_FOLDER}'" for root in (image_set.root, *roots()) if root is not None)
         raise DataError(f"no split files {', '.join(_aitlas_names(image_set.name).values())} in {looked}.")
+    known = {_stem(file) for file in image_set.files}
+    whole = image_set.name not in _SHARES_OF_SETS and len(image_set.files) == CARDS[image_set.name].images_total
     part_of_stem: dict[str, str] = {}
     for part, file in files.items():
-        for line in file.read_text(encoding="utf-8").splitlines():
-            if line.strip():
-                part_of_stem[_stem(line.rpartition(",")[0])] = part
+        stems = [_stem(line.rpartition(",")[0]) for line in _lines(file) if line.strip()]
+        unknown = [stem for stem in stems if stem not in known]
+        if whole and unknown:
+            raise DataError(f"'{file}' names {unknown[0]!r}, which is not among the {len(known)} images.")
+        if twice := [stem for stem in stems if part_of_stem.get(stem, part) != part]:
+            raise DataError(f"'{file}' names {twice[0]!r}, which is in the {part_of_stem[twice[0]]} part too.")
+        if known.isdisjoint(stems):
+            raise DataError(f"'{file}' names none of the images of '{image_set.name}'.")
+        part_of_stem.update(dict.fromkeys(stems, part))
     part_of = {file: part_of_stem[_stem(file)] for file in image_set.files if _stem(file) in part_of_stem}
     _drop_leaks(part_of, _groups_by_class(image_set).values())
     return _split_from(image_set, part_of)
+
+
+def _lines(file: Path | Traversable) -> list[str]:
+    """The lines of a text file, which a spreadsheet may have marked as UTF-8."""
+    try:
+        return file.read_bytes().decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"'{file}' is no text in UTF-8: {error}.") from error
 
 
 def aitlas_files(name: str, root: Path | None) -> dict[str, Traversable]:

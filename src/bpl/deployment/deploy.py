@@ -22,6 +22,7 @@ from bpl.export import ModelFileError, check_finished, describe_use, exports_of,
 from bpl.machine.atomic import write_together
 from bpl.onnx_files import onnx_bytes, open_session
 from bpl.records import Record, full_config, load_record
+from bpl.shown import flat
 from bpl.train import predict, top1
 
 TOLERANCE = 1e-4  # between logits, absolute; relative to the largest logit where that is above 1
@@ -80,10 +81,11 @@ def images_for(record: Record | None, description: dict[str, Any], image_size: i
     try:
         images = load_images(config["dataset"], image_size, where, progress=False)
         split = make_split(images, config["split"], config["seed"])
-    except DataError:
+    except DataError as error:
         if data != "auto":
             raise
-        return _drawn(description, image_size, f"the images of {record.data['name']} are not at hand")
+        why = f"the images of {record.data['name']} cannot be used here ({flat(error)})"
+        return _drawn(description, image_size, why)
     if (images.digest, split.digest) != (record.data["digest"], record.data["split_digest"]):
         return _drawn(description, image_size, f"the images of {images.name} at hand are not those of the run")
     return CheckImages(images, split, f"the run's {len(split.test)} test images of {images.name} ({source})", own=True)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from bpl.machine import exit_codes
 from bpl.machine.ending import Terminated
 
 Job = TypeVar("Job")
@@ -27,7 +28,18 @@ GRACE = 30.0  # seconds that all have to end when they are asked to: a run finis
 
 
 class ProcessDied(RuntimeError):
-    """A job's process ended without a result; the message says how."""
+    """A job's process ended without a result; the message says how.
+
+    Args:
+        exit_code: of the process, or minus the number of the signal that ended it.
+
+    Attributes:
+        asked_to: it was ended by SIGTERM.
+    """
+
+    def __init__(self, exit_code: int):
+        super().__init__(_how_it_ended(exit_code))
+        self.asked_to = exit_code in (-signal.SIGTERM, exit_codes.TERMINATED)
 
 
 def side_by_side(
@@ -69,7 +81,7 @@ def side_by_side(
                 process, job = running.pop(connection)
                 process.join()
                 connection.close()
-                yield job, message[0] if message else ProcessDied(_how_it_ended(process.exitcode))
+                yield job, message[0] if message else ProcessDied(process.exitcode)
     finally:
         _end([process for process, _ in running.values()])
 

@@ -70,7 +70,7 @@ def load_stages(path: Path) -> list[list[RunConfig]]:
                 found += _expand(entry)
                 if len(found) + len(known) > MOST_RUNS:
                     raise ValueError(f"with it there are more than {MOST_RUNS:,} runs")
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, OverflowError) as error:
                 raise GridError(f"{where}, entry {number}: {error}") from error
         found.sort(key=lambda config: config.seed)  # stable: the file's order within a seed
         stages.append([config for config in dict.fromkeys(found) if config not in known])
@@ -213,8 +213,8 @@ def sweep(
             outcomes = side_by_side(next_run, perform, jobs, partial(_show, bar, left, took, jobs))
         with closing(outcomes):
             for number, (config, outcome) in enumerate(outcomes, 1):
-                if isinstance(outcome, ProcessDied):
-                    outcome = Outcome("failed", str(outcome))
+                if isinstance(outcome, ProcessDied):  # one that was asked to end before it could answer is to go on
+                    outcome = Outcome("stopped" if outcome.asked_to else "failed", str(outcome))
                 path = path_of[config]
                 del left[path]
                 if outcome.kind == "ran":
