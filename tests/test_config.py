@@ -243,6 +243,10 @@ def test_a_folder_of_images_is_one_data_set_however_it_is_spelt(tmp_path, monkey
     monkeypatch.setenv("HOME", str(tmp_path))
     spellings = ("images", "images/", "./images", "images/deep/..", ".//images/.")
     assert len({RunConfig(spelling, "dense").run_name("real") for spelling in spellings}) == 1
+    assert RunConfig("~/images", "dense") == RunConfig(tmp_path / "images", "dense")
+    assert RunConfig("ucm/", "dense").dataset == "./ucm" != RunConfig("ucm", "dense").dataset
+    with pytest.raises(ValueError, match="unknown data set ''"):
+        RunConfig("", "dense")
 
 
 def test_what_lies_above_a_link_is_where_the_system_finds_it(tmp_path, monkeypatch):
@@ -252,10 +256,6 @@ def test_what_lies_above_a_link_is_where_the_system_finds_it(tmp_path, monkeypat
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "deep")
     assert RunConfig("link/../images", "dense").dataset == "elsewhere/images"
     assert RunConfig(f"{tmp_path}/link/../images", "dense").dataset == str(tmp_path.resolve() / "elsewhere" / "images")
-    assert RunConfig("~/images", "dense") == RunConfig(tmp_path / "images", "dense")
-    assert RunConfig("ucm/", "dense").dataset == "./ucm" != RunConfig("ucm", "dense").dataset
-    with pytest.raises(ValueError, match="unknown data set ''"):
-        RunConfig("", "dense")
 
 
 def test_run_names_of_different_runs_differ_and_say_what_the_run_is():

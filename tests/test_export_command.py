@@ -367,7 +367,7 @@ def demo(monkeypatch):
     spec = importlib.util.spec_from_file_location("demo", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setitem(module.CARDS, "tiny", module.CARDS["ucm"])
+    monkeypatch.setattr(module, "CARDS", module.CARDS | {"tiny": module.CARDS["ucm"]})
     monkeypatch.setattr(module, "export", lambda shipped, int8: deploy.Exported((), {"int8": int8}))
     return module
 

@@ -221,13 +221,13 @@ def test_every_outcome_is_counted_and_said(four, pretend, capsys):
     result = sweep(four, jobs=2)
     assert pretend.started == four
     assert (result.done, result.ran, result.busy, result.left) == (0, 1, 1, [four[2]])
-    assert result.failed == {four[1].run_name("real"): "its process was ended by SIGKILL"}
+    assert result.failed == {four[1].run_name("real"): "its process was ended by SIGKILL, as when memory runs out"}
     assert result.estimate == 1.0  # two seconds, two at a time
     out, err = capsys.readouterr()
     names = [config.run_name("real") for config in four]
     assert out.splitlines() == [
         f"skipped {names[0]}: it is under way",
-        f"failed {names[1]}: its process was ended by SIGKILL",
+        f"failed {names[1]}: its process was ended by SIGKILL, as when memory runs out",
         f"stopped {names[2]}: the time budget is over",
         f"4/4 {names[3]}: test 61.90 %",
     ]

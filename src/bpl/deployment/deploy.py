@@ -78,14 +78,19 @@ def images_for(record: Record | None, description: dict[str, Any], image_size: i
         return _drawn(description, image_size, why)
     config, source = full_config(record), record.data["source"]
     where = "synthetic" if source == "synthetic" else "real" if data == "auto" else data
+    name = record.data["name"]
     try:
         images = load_images(config["dataset"], image_size, where, progress=False)
+    except DataError:
+        if data != "auto":
+            raise
+        return _drawn(description, image_size, f"the images of {name} are not at hand")
+    try:
         split = make_split(images, config["split"], config["seed"])
     except DataError as error:
         if data != "auto":
             raise
-        why = f"the images of {record.data['name']} cannot be used here ({flat(error)})"
-        return _drawn(description, image_size, why)
+        return _drawn(description, image_size, f"the images of {name} cannot be split as the run's were: {flat(error)}")
     if (images.digest, split.digest) != (record.data["digest"], record.data["split_digest"]):
         return _drawn(description, image_size, f"the images of {images.name} at hand are not those of the run")
     return CheckImages(images, split, f"the run's {len(split.test)} test images of {images.name} ({source})", own=True)
