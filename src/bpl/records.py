@@ -59,7 +59,8 @@ class Record:
         cost: MACs and parameters of the dense and of the shipped network, latency of both, MACs spent in training.
         equivalence: how far the shipped network's logits are from the trained one's.
         widths: filters of each convolution of the shipped network.
-        environment: versions, machine, device, digest of the library's source.
+        environment: versions, machine, device, digest of the library's source; `trained_by`, those of all versions of
+            the library that trained it, where a run went on with another one.
         seconds: wall time of the training.
         state: always "finished".
         schema: version of this layout.
