@@ -27,7 +27,7 @@ from torch import nn
 from bpl.channels import ChannelGraph
 from bpl.data import load_images, make_split
 from bpl.measure import count_macs
-from bpl.methods import REGISTRY, Batch, Material, Training
+from bpl.methods import REGISTRY, Batch, Material, Training, fcs_mlft
 from bpl.methods.fcs_mlft import Peers, mutual_loss
 from bpl.models import build_model
 from bpl.partner import grow_partners
@@ -462,6 +462,15 @@ def test_the_first_peer_ships(tree, dense):
     for network in (method.as_shipped(peers), method.as_trained(peers), method.finish(peers)):
         assert not isinstance(network, Peers)
         assert same_weights(network, peers.first)
+
+
+def test_two_peers_with_the_same_filters_are_refused(tree, dense, monkeypatch):
+    def never_by_chance(network, ratio, criterion, *rest, **seed):
+        return prune_masks(network, ratio, "l1", *rest, **seed)
+
+    monkeypatch.setattr(fcs_mlft, "prune_masks", never_by_chance)
+    with pytest.raises(ValueError, match="both peers of mutual learning would keep the same filters"):
+        fine_tuned(tree, dense, criterion="kernel-norm", ratio=0.5)
 
 
 def test_a_ratio_that_removes_nothing_is_refused_for_two_peers_and_allowed_for_one_network(tree, dense):

@@ -224,18 +224,17 @@ def forward_pass(
     check_backend(backend)
     network = copy_of(model).eval().to(memory_format=torch.channels_last)
     channels = image_channels(network, image_size, channels)
+
+    def noise(batch_size: int) -> torch.Tensor:
+        device, dtype = where_it_computes(network)
+        images = torch.randn(batch_size, channels, image_size, image_size, device=device, dtype=dtype)
+        return images.to(memory_format=torch.channels_last)
+
     if backend == "onnxruntime":
         from bpl.onnx_files import in_a_precision_of_onnx, onnx_session
 
         network = in_a_precision_of_onnx(network)
         session = onnx_session(network, image_size, channels)
-    device, dtype = where_it_computes(network)
-
-    def noise(batch_size: int) -> torch.Tensor:
-        images = torch.randn(batch_size, channels, image_size, image_size, device=device, dtype=dtype)
-        return images.to(memory_format=torch.channels_last)
-
-    if backend == "onnxruntime":
 
         def make(batch_size: int) -> Callable[[], object]:
             array = noise(batch_size).cpu().numpy()

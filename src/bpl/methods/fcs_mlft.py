@@ -12,6 +12,7 @@ the same ratio, ``fine_tune="tft"`` trains one network on labels only. The first
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from bpl.channels import ChannelGraph, Channels
@@ -102,7 +103,13 @@ class FCSMLFT(FineTuned):
             self.peer_masks = prune_masks(
                 self.teacher, config.ratio, "random", config.scope, config.round_to, seed=config.seed
             )
-        return super().prepare(model)
+        network = super().prepare(model)
+        if self.peer_masks and all(torch.equal(mask, self.peer_masks[name]) for name, mask in self.masks.items()):
+            raise ValueError(
+                f"seed is {config.seed} with ratio {config.ratio}: both peers of mutual learning would keep the same "
+                "filters, and be one network; allowed is a seed or ratio with which they differ, or fine_tune tft"
+            )
+        return network
 
     def _check_peers(self, model: nn.Module) -> None:
         """Refuse peers that have all filters, before the dense network is trained."""
